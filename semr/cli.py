@@ -1,0 +1,196 @@
+"""`semr`: the command line.
+
+Modules are imported where a command needs them, so that `semr --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import click
+import typer
+
+from semr.errors import InvalidInputError, SemrError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+app = typer.Typer(
+    name="semr",
+    help="SEMR: a self-evolving AI/ML workflow system on this machine or on a cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--dir", envvar="SEMR_STATE_DIR", help="State folder of the stack; default: .semr.", show_default=False
+    ),
+]
+
+
+def _folder(given: Path | None) -> Path:
+    from semr.stack.state import default_folder  # noqa: PLC0415
+
+    return given if given is not None else default_folder()
+
+
+@app.command()
+def up(
+    folder: _Folder = None,
+    mlflow_backend_uri: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SEMR_STACK_MLFLOW_BACKEND_URI",
+            help="SQLAlchemy URL of MLflow's database; default: SQLite in the state folder.",
+            show_default=False,
+            show_envvar=True,
+        ),
+    ] = None,
+    ray_object_store_mb: Annotated[
+        int | None, typer.Option(min=80, help="Megabytes of shared memory for Ray's objects; default: 400.")
+    ] = None,
+    ray_cpus: Annotated[
+        int | None, typer.Option(min=1, help="Logical CPUs of Ray; default: those of the machine, at least 4.")
+    ] = None,
+) -> None:
+    """Start the embedded stack and wait until every service is healthy."""
+    from semr.stack.control import up as bring_up  # noqa: PLC0415
+    from semr.stack.display import show_progress  # noqa: PLC0415
+    from semr.stack.state import StackOptions  # noqa: PLC0415
+
+    options = StackOptions(mlflow_backend_uri, ray_object_store_mb, ray_cpus)
+    with show_progress() as progress:
+        bring_up(folder or Path.cwd() / ".semr", options, progress)
+
+
+@app.command()
+def status(
+    folder: _Folder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show every service; exit code 1 unless all are healthy."""
+    from semr.stack.control import status as ask  # noqa: PLC0415
+    from semr.stack.display import print_status  # noqa: PLC0415
+
+    current = ask(_folder(folder))
+    if as_json:
+        typer.echo(current.to_json())
+    else:
+        print_status(current)
+    if not current.healthy:
+        raise typer.Exit(1)
+
+
+@app.command()
+def down(
+    folder: _Folder = None,
+    purge: Annotated[bool, typer.Option("--purge", help="Remove all data and credentials as well.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before removing data.")] = False,
+) -> None:
+    """Stop the embedded stack; data stay."""
+    from semr.stack.control import down as take_down  # noqa: PLC0415
+
+    path = _folder(folder)
+    if purge and not yes:
+        typer.confirm(f"Remove {path} with all datasets, models and metrics in it?", abort=True)
+    ended = take_down(path, purge=purge)
+    typer.echo("The stack is down." if ended else "The stack was not up.")
+    if purge:
+        typer.echo(f"{path} is removed.")
+
+
+@app.command()
+def logs(
+    service: Annotated[str, typer.Argument(help="Name of the service as in `semr status`, or supervisor.")],
+    folder: _Folder = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of last lines.")] = 50,
+) -> None:
+    """Print the log of a service."""
+    from semr.stack import log_files  # noqa: PLC0415
+    from semr.stack.state import StateFolder  # noqa: PLC0415
+    from semr.stack.status import SERVICE_NAMES  # noqa: PLC0415
+
+    known = (*SERVICE_NAMES, "supervisor")
+    if service not in known:
+        raise InvalidInputError(f"There is no service {service}: name one of {', '.join(known)}.")
+    path = StateFolder.at(_folder(folder)).log(service)
+    if not path.exists() and not follow:
+        raise InvalidInputError(f"{service} has no log in {path.parent}: start the stack with `semr up`.")
+    for line in log_files.follow(path, lines) if follow else log_files.tail(path, lines):
+        typer.echo(line)
+
+
+@app.command()
+def env(folder: _Folder = None) -> None:
+    """Print the settings and credentials of the stack for a shell: eval "$(semr env)"."""
+    from semr.stack.control import settings as read_settings  # noqa: PLC0415
+
+    settings = read_settings(_folder(folder))
+    for name, value in {**settings.contract(), **settings.client_environment()}.items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+)
+def data(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Name of a workflow example, such as mnist.")],
+) -> None:
+    """Bring an example's data into the object store; all other arguments are the example's own (try --help)."""
+    module = f"workflow_examples.{name}.data"
+    if not name.isidentifier() or not _exists(module):
+        raise InvalidInputError(f"There is no example {name}: name a folder of workflow_examples that has a data.py.")
+    raise typer.Exit(importlib.import_module(module).main(context.args))
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: every `SemrError` becomes one line on standard error and its exit code."""
+    # A stack that is being started must not survive the `semr up` that was told to end.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except SemrError as error:
+        tail = getattr(error, "log_tail", "")
+        if tail:
+            typer.echo(tail, err=True)
+        typer.echo(f"semr: {error}", err=True)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        typer.echo("semr: interrupted", err=True)
+        return _INTERRUPTED
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The model server: one HTTP application, hosted by Ray Serve or alone."""

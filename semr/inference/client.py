@@ -1,0 +1,101 @@
+"""Client of a model server that speaks the Open Inference Protocol V2: what tests, verification and traffic use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+
+import httpx
+
+from semr.errors import DependencyUnavailableError, SemrError
+from semr.inference.protocol import Array, InferRequest, InferResponse, ModelMetadata, infer_input
+
+
+class InferenceError(SemrError):
+    """The server answered a request with an error.
+
+    Args:
+        status: HTTP status.
+        message: the server's own sentence.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        self.message = message
+        super().__init__(f"the model server answered {status}: {message}")
+
+    def __reduce__(self) -> tuple[type, tuple[int, str]]:
+        return (type(self), (self.status, self.message))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Outputs by name, and the version that made them."""
+
+    outputs: dict[str, Array]
+    version: str
+
+
+class InferenceClient:
+    """Requests to the model `model` below `url` (what stands before `/v2`); a context manager that keeps connections."""
+
+    def __init__(self, url: str, model: str, *, timeout_seconds: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        self.model = model
+        self._http = httpx.Client(base_url=self.url, timeout=timeout_seconds)
+
+    def __enter__(self) -> InferenceClient:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def metadata(self) -> ModelMetadata:
+        """Names, datatypes and shapes of the model's tensors."""
+        return ModelMetadata.model_validate_json(self._ask("GET", f"/v2/models/{self.model}").content)
+
+    def readiness(self, version: str | None = None) -> tuple[bool, str]:
+        """Whether the model (in `version`, if given) answers, and if not, why."""
+        path = f"/v2/models/{self.model}" + (f"/versions/{version}" if version else "") + "/ready"
+        try:
+            self._ask("GET", path)
+        except (InferenceError, DependencyUnavailableError) as error:
+            return False, str(error)
+        return True, ""
+
+    def infer(self, inputs: Mapping[str, Array], *, request_id: str | None = None) -> Prediction:
+        """Predict for a batch.
+
+        Raises:
+            InferenceError: the server refused or failed.
+            DependencyUnavailableError: no answer.
+        """
+        request = InferRequest(id=request_id, inputs=[infer_input(name, array) for name, array in inputs.items()])
+        body = request.model_dump_json(exclude_none=True)
+        answer = self._ask("POST", f"/v2/models/{self.model}/infer", body)
+        response = InferResponse.model_validate_json(answer.content)
+        return Prediction({output.name: output.to_array() for output in response.outputs}, response.model_version)
+
+    def _ask(self, method: str, path: str, body: str | None = None) -> httpx.Response:
+        headers = {"Content-Type": "application/json"} if body else None
+        try:
+            answer = self._http.request(method, path, content=body, headers=headers)
+        except httpx.HTTPError as error:
+            raise DependencyUnavailableError("model server", self.url, str(error) or type(error).__name__) from error
+        if answer.is_error:
+            raise InferenceError(answer.status_code, _error_text(answer))
+        return answer
+
+
+def _error_text(answer: httpx.Response) -> str:
+    try:
+        content = answer.json()
+    except ValueError:
+        content = None
+    text = content.get("error") if isinstance(content, dict) else None
+    return str(text or answer.text or answer.reason_phrase)[:500]

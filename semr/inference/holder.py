@@ -1,0 +1,44 @@
+"""Which model version a server answers with: switched between two requests, kept when the next one cannot be loaded."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+
+from semr.errors import SemrError
+from semr.inference.metrics import ServerMetrics
+from semr.inference.runtime import LoadedModel, load
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ModelHolder:
+    """Holds the current version of the model `name`; a request takes `current` once and keeps it to its end."""
+
+    name: str
+    metrics: ServerMetrics
+    current: LoadedModel | None = None
+    #: Reason by version of the last switch that failed; empty once a switch has succeeded.
+    problems: dict[str, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def switch(self, version_or_alias: str) -> bool:
+        """Load a version beside the current one and serve it; on failure keep the current one and say why.
+
+        Blocks while the model loads; call it from a thread. Returns whether the version is served now. It never raises a
+        `SemrError`: in Ray Serve an exception here would end the replica that still answers well.
+        """
+        with self._lock:
+            try:
+                loaded = load(self.name, version_or_alias)
+            except SemrError as error:
+                logger.error("model %s version %s not switched to: %s", self.name, version_or_alias, error)
+                self.problems = {version_or_alias: str(error)}
+                self.metrics.load_failed(self.name, version_or_alias)
+                return False
+            before = self.current.ref.version if self.current else None
+            self.current, self.problems = loaded, {}
+            self.metrics.switched(self.name, loaded.ref.version, before)
+            return True

@@ -1,0 +1,44 @@
+"""The model server's host in Ray Serve: `build` makes an application whose replicas each hold one model version.
+
+The version stands in the deployment's `user_config`, so that a switch is a change of configuration: Serve calls
+`reconfigure` on every replica, which loads the new version beside the old one and keeps answering meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray import serve
+
+from semr.inference.app import ServerState, create_app
+from semr.inference.holder import ModelHolder
+from semr.inference.metrics import PrometheusSink, RaySink, ServerMetrics
+
+DEPLOYMENT = "ModelServer"
+IMPORT_PATH = f"{__name__}:build"
+
+
+def _state_of_this_replica() -> ServerState:
+    replica: ModelServer = serve.get_replica_context().servable_object
+    return replica.state
+
+
+@serve.deployment(name=DEPLOYMENT)
+@serve.ingress(create_app(_state_of_this_replica))
+class ModelServer:
+    """One replica. It starts without a model; Serve calls `reconfigure` before it sends the first request."""
+
+    def __init__(self, model: str) -> None:
+        prometheus = PrometheusSink()
+        holder = ModelHolder(model, ServerMetrics([prometheus, RaySink()]))
+        self.state = ServerState(holder, prometheus)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Switch to `user_config["version"]`; a version that cannot be loaded is reported by the `ready` paths."""
+        await asyncio.to_thread(self.state.holder.switch, str(user_config["version"]))
+
+
+def build(arguments: dict[str, str]) -> serve.Application:
+    """Serve application of the registered model `arguments["model"]`."""
+    return ModelServer.bind(arguments["model"])  # type: ignore[attr-defined]

@@ -1,0 +1,188 @@
+"""The Ray head node: dashboard, Jobs API, Serve, metrics; and the Serve applications that outlive it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+
+from semr.stack.ports import LOOPBACK, PortRequest
+from semr.stack.services.base import NotReadyError, Service, expect_ok
+from semr.stack.state import read_json, write_private
+
+DEFAULT_OBJECT_STORE_MB = 400
+# Two training workers with their controller, a Serve replica and a task that reads data at the same time.
+_LEAST_CPUS = 4
+# Ray answers this request after it has started Serve's controller, a process of several seconds.
+_START_SERVE_TIMEOUT_S = 90.0
+_METRICS_INTERVAL_MS = 1000
+
+
+class RayService(Service):
+    """`ray start --head` with every address on loopback and token authentication."""
+
+    name: ClassVar[str] = "ray"
+
+    @classmethod
+    def port_requests(cls) -> tuple[PortRequest, ...]:
+        """All ports of the head's daemons; workers take ports that the kernel gives them."""
+        internal = (
+            "gcs",
+            "object-manager",
+            "node-manager",
+            "client",
+            "agent",
+            "agent-grpc",
+            "runtime-env-agent",
+            "metrics",
+            "autoscaler-metrics",
+            "dashboard-metrics",
+        )
+        return (
+            PortRequest("ray-dashboard", 8265),
+            PortRequest("ray-serve", 8000),
+            *(PortRequest(f"ray-{part}") for part in internal),
+        )
+
+    @property
+    def url(self) -> str:
+        """Dashboard and Jobs API."""
+        return self.context.settings.need("ray_dashboard_url")
+
+    @property
+    def serve_url(self) -> str:
+        """Ray Serve's HTTP proxy."""
+        return self.context.settings.need("serve_url")
+
+    @property
+    def temporary_folder(self) -> Path:
+        """Sessions, logs and sockets of Ray."""
+        return self.context.runtime / "ray"
+
+    @property
+    def service_discovery_file(self) -> Path:
+        """Where Ray lists its metrics endpoints for Prometheus."""
+        return self.temporary_folder / "prom_metrics_service_discovery.json"
+
+    def prepare(self) -> None:
+        """Drop the last session, which only its processes could use; Serve is started anew."""
+        shutil.rmtree(self.temporary_folder, ignore_errors=True)
+        self.temporary_folder.mkdir(mode=0o700, parents=True)
+        self._serve_started = False
+
+    def command(self) -> list[str]:
+        """The public command line; the token is in the environment."""
+        options = self.context.options
+        object_store_mb = options.ray_object_store_mb or DEFAULT_OBJECT_STORE_MB
+        flags = {
+            "node-ip-address": LOOPBACK,
+            "port": self.port("ray-gcs"),
+            "object-manager-port": self.port("ray-object-manager"),
+            "node-manager-port": self.port("ray-node-manager"),
+            "ray-client-server-port": self.port("ray-client"),
+            "dashboard-host": LOOPBACK,
+            "dashboard-port": self.port("ray-dashboard"),
+            "dashboard-agent-listen-port": self.port("ray-agent"),
+            "dashboard-agent-grpc-port": self.port("ray-agent-grpc"),
+            "runtime-env-agent-port": self.port("ray-runtime-env-agent"),
+            "metrics-export-port": self.port("ray-metrics"),
+            "num-cpus": options.ray_cpus or max(_LEAST_CPUS, os.cpu_count() or 1),
+            "object-store-memory": object_store_mb * 1_000_000,
+            "temp-dir": self.temporary_folder,
+        }
+        return [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
+            "--disable-usage-stats",
+            "--log-color=false",
+            *(f"--{flag}={value}" for flag, value in flags.items()),
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """The contract, which jobs and Serve replicas inherit, and Ray's settings."""
+        settings = self.context.settings
+        return {
+            **settings.contract(),
+            **settings.client_environment(),
+            # Without this Ray replaces 127.0.0.1 by the address of a network interface and listens there.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            # The whole node goes: there is nowhere to drain to, and by default Ray would wait 30 s for it.
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+            "RAY_metrics_report_interval_ms": str(_METRICS_INTERVAL_MS),
+            "AUTOSCALER_METRIC_PORT": str(self.port("ray-autoscaler-metrics")),
+            "DASHBOARD_METRIC_PORT": str(self.port("ray-dashboard-metrics")),
+            # The newer Parquet reader starts 32 actors for each epoch, which takes half a minute on two cores.
+            "RAY_DATA_USE_DATASOURCE_V2": "0",
+            "RAY_PROMETHEUS_HOST": settings.need("prometheus_url"),
+        }
+
+    async def check(self, client: httpx.AsyncClient) -> None:
+        """Dashboard, its agent (without which jobs cannot be submitted) and Serve's proxy answer."""
+        await expect_ok(client, f"{self.url}/api/version", "waiting for the dashboard")
+        if not self._serve_started:
+            await self._start_serve(client)
+            self._serve_started = True
+        agent = f"http://{LOOPBACK}:{self.port('ray-agent')}"
+        await expect_ok(client, f"{agent}/api/local_raylet_healthz", "waiting for the node's agent")
+        # With no application the proxy answers 503, and that is all one can ask of it.
+        await client.get(f"{self.serve_url}/-/healthz")
+
+    async def tend(self, client: httpx.AsyncClient) -> None:
+        """Save the applications that Serve has, so that a restart of Ray can put them back."""
+        details = await self._serve_details(client)
+        applications = _deployed_configs(details)
+        if applications != self._saved_applications():
+            write_private(self.context.folder.serve_file, json.dumps({"applications": applications}, indent=2))
+
+    async def _start_serve(self, client: httpx.AsyncClient) -> None:
+        """Start Serve with the saved applications; those that a client has deployed meanwhile are left as they are."""
+        details = await self._serve_details(client)
+        if details.get("applications"):
+            return
+        config = {
+            "proxy_location": "HeadOnly",
+            "http_options": {"host": LOOPBACK, "port": self.port("ray-serve")},
+            "applications": self._saved_applications(),
+        }
+        response = await client.put(
+            f"{self.url}/api/serve/applications/",
+            json=config,
+            headers=self._authorization(),
+            timeout=_START_SERVE_TIMEOUT_S,
+        )
+        if not response.is_success:
+            raise NotReadyError(f"starting Serve (HTTP {response.status_code}: {response.text[:200]})")
+
+    async def _serve_details(self, client: httpx.AsyncClient) -> dict[str, Any]:
+        response = await client.get(
+            f"{self.url}/api/serve/applications/", headers=self._authorization(), timeout=_START_SERVE_TIMEOUT_S
+        )
+        if not response.is_success:
+            raise NotReadyError(f"waiting for Serve's API (HTTP {response.status_code})")
+        details = response.json()
+        return details if isinstance(details, dict) else {}
+
+    def _saved_applications(self) -> list[dict[str, Any]]:
+        saved = (read_json(self.context.folder.serve_file) or {}).get("applications", [])
+        return saved if isinstance(saved, list) else []
+
+    def _authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.context.settings.need('ray_auth_token')}"}
+
+
+def _deployed_configs(details: dict[str, Any]) -> list[dict[str, Any]]:
+    """Configurations that were PUT, by name; an application deployed from Python code has none and cannot be put back."""
+    applications: dict[str, dict[str, Any]] = details.get("applications") or {}
+    configs = (applications[name].get("deployed_app_config") for name in sorted(applications))
+    return [config for config in configs if config]
