@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
 
 from semr.errors import InvalidInputError, SemrError
@@ -26,7 +25,6 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 app = typer.Typer(
     name="semr",
     help="SEMR: a self-evolving AI/ML workflow system on this machine or on a cluster.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -37,6 +35,12 @@ _Folder = Annotated[
         "--dir", envvar="SEMR_STATE_DIR", help="State folder of the stack; default: .semr.", show_default=False
     ),
 ]
+
+
+@app.callback(invoke_without_command=True)
+def _show_help(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def _folder(given: Path | None) -> Path:
@@ -65,13 +69,15 @@ def up(
     ] = None,
 ) -> None:
     """Start the embedded stack and wait until every service is healthy."""
+    from semr.settings import STATE_FOLDER_NAME  # noqa: PLC0415
     from semr.stack.control import up as bring_up  # noqa: PLC0415
     from semr.stack.display import show_progress  # noqa: PLC0415
     from semr.stack.state import StackOptions  # noqa: PLC0415
 
     options = StackOptions(mlflow_backend_uri, ray_object_store_mb, ray_cpus)
     with show_progress() as progress:
-        bring_up(folder or Path.cwd() / ".semr", options, progress)
+        bring_up(folder or Path.cwd() / STATE_FOLDER_NAME, options, progress)
+    typer.echo("The stack is up: `semr status` shows it, `semr env` prints its settings, `semr down` stops it.")
 
 
 @app.command()
@@ -163,33 +169,29 @@ def _exists(module: str) -> bool:
         return False
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
-    """Entry point: every `SemrError` becomes one line on standard error and its exit code."""
+    """Entry point: every `SemrError` becomes one line on standard error and its exit code; Ctrl-C gives 130."""
+    interrupted = False
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
     # A stack that is being started must not survive the `semr up` that was told to end.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    sys.exit(_run())
-
-
-def _run() -> int:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
     try:
-        return int(app(standalone_mode=False) or 0)
+        app()
     except SemrError as error:
         tail = getattr(error, "log_tail", "")
         if tail:
             typer.echo(tail, err=True)
         typer.echo(f"semr: {error}", err=True)
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        typer.echo("semr: interrupted", err=True)
-        return _INTERRUPTED
+        sys.exit(error.exit_code)
+    except SystemExit as end:
+        # Typer ends with 1 after an interrupt.
+        sys.exit(_INTERRUPTED if interrupted else end.code)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import logging
 import shlex
 import sys
 import threading
@@ -197,6 +198,8 @@ class RayJobs:
         if self._client is None:
             from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - Ray takes a second to import
 
+            # It reports the normal end of a log as news.
+            logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
             token = self.settings.ray_auth_token
             headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else None
             self._client = JobSubmissionClient(self.settings.need("ray_dashboard_url"), headers=headers)

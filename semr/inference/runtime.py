@@ -108,7 +108,7 @@ def _load(ref: ModelVersionRef) -> LoadedModel:
         raise ModelLoadError(f"{ref.uri} has no signature of tensors: log it with infer_signature(inputs, outputs).")
     inputs = tuple(_tensor(spec, f"input-{index}") for index, spec in enumerate(signature.inputs.inputs))
     outputs = tuple(_tensor(spec, f"output-{index}") for index, spec in enumerate(signature.outputs.inputs))
-    keras_path = "keras" in metadata.flavors and len(inputs) == 1 and len(outputs) == 1
+    keras_path = _is_keras(metadata) and len(inputs) == 1 and len(outputs) == 1
     predict = _keras_predict(model, inputs[0], outputs[0]) if keras_path else _pyfunc_predict(model, inputs, outputs)
     loaded = LoadedModel(
         ref=ref,
@@ -119,6 +119,10 @@ def _load(ref: ModelVersionRef) -> LoadedModel:
     )
     loaded.predict(_example(inputs))
     return loaded
+
+
+def _is_keras(metadata: Model) -> bool:
+    return "keras" in metadata.flavors or metadata.flavors.get("tensorflow", {}).get("model_type") == "keras"
 
 
 def _tensor(spec: TensorSpec, default_name: str) -> TensorMetadata:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
+from semr.errors import SettingsError
 from semr.settings import ENV_PREFIX, Settings
 from semr.stack.ports import LOOPBACK
 from semr.stack.processes import STACK_VARIABLE
@@ -72,7 +73,18 @@ def stack_settings(identity: Identity, ports: Mapping[str, int]) -> Settings:
     Args:
         identity: the stack's credentials.
         ports: port by request name, as the services ask for them.
+
+    Raises:
+        SettingsError: a variable of the caller's environment cannot be used.
     """
+    try:
+        return _stack_settings(identity, ports)
+    except ValidationError as error:
+        names = ", ".join(ENV_PREFIX + str(detail["loc"][0]).upper() for detail in error.errors() if detail["loc"])
+        raise SettingsError(f"{names} in the environment cannot be used: unset it.") from error
+
+
+def _stack_settings(identity: Identity, ports: Mapping[str, int]) -> Settings:
     return Settings(
         object_store_endpoint=f"http://{LOOPBACK}:{ports['object-store']}",
         object_store_access_key=identity.access_key,

@@ -10,17 +10,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 from filelock import FileLock, Timeout
 
-from semr.settings import Settings, load_settings
+from semr.settings import Settings
+from semr.stack.contract_file import read_contract
 from semr.stack.errors import ServiceFailedError, StackError, StackFolderError
 from semr.stack.log_files import tail
-from semr.stack.processes import STACK_VARIABLE, end_stack, is_marked, stack_processes
+from semr.stack.processes import SERVICE_VARIABLE, STACK_VARIABLE, end_stack, is_marked, stack_processes
 from semr.stack.state import (
     Identity,
     StackOptions,
@@ -40,6 +41,7 @@ _DOWN_TIMEOUT_S = 30.0
 # `down` of another process takes seconds; an `up` may take minutes, and waiting for it is what the caller wants.
 _LOCK_TIMEOUT_S = 300.0
 _POLL_S = 0.1
+_SUPERVISOR = "semr.stack.supervisor"
 _LOG_TAIL_LINES = 30
 
 
@@ -73,7 +75,7 @@ def up(folder: Path, options: StackOptions | None = None, progress: Progress | N
             if wanted != recorded:
                 raise StackError("The stack is up with other options: run `semr down` first, then `semr up` again.")
             _follow(state, supervisor, progress)
-            return load_settings(state.env_file)
+            return read_contract(state)
         check_installed(state)
         _end_leftovers(state, identity)
         write_options(state, wanted)
@@ -84,7 +86,7 @@ def up(folder: Path, options: StackOptions | None = None, progress: Progress | N
             with _uninterrupted():
                 _stop(state, identity)
             raise
-        return load_settings(state.env_file)
+        return read_contract(state)
 
 
 def down(folder: Path, purge: bool = False) -> bool:
@@ -107,8 +109,12 @@ def down(folder: Path, purge: bool = False) -> bool:
         if purge:
             raise StackFolderError(f"{state.root} holds no stack, so nothing is removed: name its folder with --dir.")
         return False
+    supervisor = _find_supervisor(state, identity)
+    if supervisor is not None:
+        # Before the lock: an `up` that still waits for the stack then gives up and releases it.
+        supervisor.terminate()
     with _locked(state), _uninterrupted():
-        ended = _stop(state, identity)
+        ended = _stop(state, identity) or supervisor is not None
     if purge:
         shutil.rmtree(state.root)
     return ended
@@ -137,17 +143,22 @@ def settings(folder: Path) -> Settings:
         StackError: it is not up.
     """
     state = StateFolder.at(folder)
-    if not state.env_file.is_file():
-        raise StackError(f"The stack in {state.root} is not up: start it with `semr up`.")
-    return load_settings(state.env_file)
+    identity = read_identity(state)
+    if identity is not None and _find_supervisor(state, identity) is not None:
+        with suppress(FileNotFoundError):
+            return read_contract(state)
+    raise StackError(f"The stack in {state.root} is not up: start it with `semr up`.")
 
 
 def _spawn_supervisor(state: StateFolder, identity: Identity) -> psutil.Process:
     state.status_file.unlink(missing_ok=True)
     with state.log("supervisor").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "semr.stack.supervisor", str(state.root)],
-            env={**os.environ, STACK_VARIABLE: identity.stack_id},
+            [sys.executable, "-m", _SUPERVISOR, str(state.root)],
+            env={
+                **{name: value for name, value in os.environ.items() if name != SERVICE_VARIABLE},
+                STACK_VARIABLE: identity.stack_id,
+            },
             cwd=state.root,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -160,17 +171,20 @@ def _spawn_supervisor(state: StateFolder, identity: Identity) -> psutil.Process:
 
 
 def _find_supervisor(state: StateFolder, identity: Identity) -> psutil.Process | None:
-    """The living supervisor that the status names; a reused pid is recognised by its environment and start time."""
+    """The living supervisor that the status names.
+
+    A reused pid is recognised by its command and the stack's id in its environment. These, unlike a start time, do not change
+    when somebody sets the clock.
+    """
     recorded = read_status(state)
-    if recorded is None or recorded.supervisor_pid is None or recorded.supervisor_created is None:
+    if recorded is None or recorded.supervisor_pid is None:
         return None
     try:
         process = psutil.Process(recorded.supervisor_pid)
-        same = abs(process.create_time() - recorded.supervisor_created) < 1.0
-        living = process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        supervises = _SUPERVISOR in process.cmdline() and is_marked(process, identity.stack_id)
+        return process if supervises and process.status() != psutil.STATUS_ZOMBIE else None
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         return None
-    return process if same and living and is_marked(process, identity.stack_id) else None
 
 
 def _follow(state: StateFolder, supervisor: psutil.Process, progress: Progress | None) -> None:
@@ -194,6 +208,8 @@ def _follow(state: StateFolder, supervisor: psutil.Process, progress: Progress |
                 log = tail(state.log(current.failed_service), _LOG_TAIL_LINES)
                 raise ServiceFailedError(current.failed_service, current.error or "unknown", "\n".join(log))
         if not running:
+            if current is not None and current.state in (StackState.STOPPING, StackState.STOPPED):
+                raise StackError("The stack was taken down while it was starting: run `semr up` again.")
             log = tail(state.log("supervisor"), _LOG_TAIL_LINES)
             raise ServiceFailedError("supervisor", "it ended unexpectedly", "\n".join(log))
         if time.monotonic() > deadline:

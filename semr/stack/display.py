@@ -8,12 +8,15 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
 
 from semr.stack.control import Progress
 from semr.stack.status import ServiceState, ServiceStatus, StackStatus
 
+# Columns of a file or a pipe; a terminal that is narrower cuts long rows.
+_WHOLE_ROWS = 200
 _STYLES = {
     ServiceState.HEALTHY: "green",
     ServiceState.STARTING: "yellow",
@@ -48,7 +51,11 @@ def show_progress(console: Console | None = None) -> Iterator[Progress]:
 def print_status(status: StackStatus, console: Console | None = None) -> None:
     """Print one row for each service."""
     console = console or Console()
-    table = Table("service", "state", "pid", "URL", "restarts", "uptime", "detail", box=None)
+    if not console.is_terminal:
+        console.width = _WHOLE_ROWS
+    table = Table(box=None)
+    for heading in ("service", "state", "pid", "URL", "restarts", "uptime", "detail"):
+        table.add_column(heading, no_wrap=True)
     for service in status.services:
         table.add_row(
             service.name,
@@ -57,7 +64,7 @@ def print_status(status: StackStatus, console: Console | None = None) -> None:
             service.url,
             str(service.restarts),
             _duration(service.started) if service.pid else "-",
-            service.detail,
+            escape(service.detail),
         )
     if status.services:
         console.print(table)
@@ -70,7 +77,7 @@ def _progress_table(status: StackStatus, spinner: Spinner) -> Table:
     for service in status.services:
         mark = spinner if service.state is ServiceState.STARTING else _mark(service.state)
         text = service.url if service.state is ServiceState.HEALTHY else service.detail
-        table.add_row(mark, service.name, f"[{_STYLES[service.state]}]{service.state.value}[/]", text)
+        table.add_row(mark, service.name, f"[{_STYLES[service.state]}]{service.state.value}[/]", escape(text))
     return table
 
 
@@ -79,7 +86,7 @@ def _mark(state: ServiceState) -> str:
 
 
 def _line(service: ServiceStatus, elapsed_s: float) -> str:
-    text = service.url if service.state is ServiceState.HEALTHY else service.detail
+    text = escape(service.url if service.state is ServiceState.HEALTHY else service.detail)
     return f"{elapsed_s:5.1f} s  {service.name}: {service.state.value} {text}".rstrip()
 
 

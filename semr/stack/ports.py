@@ -25,6 +25,7 @@ import socket
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -145,14 +146,20 @@ def allocate(
     try:
         with reservations.lock:
             taken = {port for ports in reservations.of_others(owner).values() for port in ports}
-            chosen: dict[str, int] = {}
             wanted = list(requests)
-            # Recorded ports first, so that a newcomer does not take a port that a later request had.
-            for request in sorted(wanted, key=lambda request: request.name not in recorded):
-                port = _choose(request, recorded.get(request.name), taken)
-                taken |= request.claims(port)
-                chosen[request.name] = port
-            mine = {port for request in wanted for port in request.claims(chosen[request.name])}
+            # Recorded ports first, so that one that must move does not take a port that another had.
+            chosen = {
+                request.name: recorded[request.name]
+                for request in wanted
+                if request.name in recorded and _is_available(request, recorded[request.name], taken)
+            }
+            mine = {
+                port for request in wanted if request.name in chosen for port in request.claims(chosen[request.name])
+            }
+            for request in wanted:
+                if request.name not in chosen:
+                    chosen[request.name] = _choose(request, taken | mine)
+                    mine |= request.claims(chosen[request.name])
             reservations.add(owner, mine)
             return chosen
     except Timeout as error:
@@ -161,13 +168,17 @@ def allocate(
         ) from error
 
 
-def _choose(request: PortRequest, recorded: int | None, taken: set[int]) -> int:
-    first = [port for port in (recorded, request.preferred) if port is not None]
-    for port in (*first, *MOVED_PORTS):
-        claims = request.claims(port)
-        if not claims & taken and all(is_free(claim) for claim in claims):
+def _choose(request: PortRequest, taken: set[int]) -> int:
+    preferred = [] if request.preferred is None else [request.preferred]
+    for port in chain(preferred, MOVED_PORTS):
+        if _is_available(request, port, taken):
             return port
     raise StackError(
         f"No port is free for {request.name} between {MOVED_PORTS.start} and {MOVED_PORTS.stop - 1}: "
         "end other stacks with `semr down`."
     )
+
+
+def _is_available(request: PortRequest, port: int, taken: set[int]) -> bool:
+    claims = request.claims(port)
+    return not claims & taken and all(is_free(claim) for claim in claims)

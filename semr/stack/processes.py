@@ -2,7 +2,7 @@
 
 Each process of a stack has its id in the environment variable `SEMR_STACK_ID`. Some rewrite their environment (Ray's agents
 write their title over it), so a process also belongs to a stack as a descendant or in the session of a marked one, or with a
-file of the stack's runtime folder open.
+file of the stack's runtime folder open. `SEMR_STACK_SERVICE` tells to which service a process belongs.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from pathlib import Path
 import psutil
 
 STACK_VARIABLE = "SEMR_STACK_ID"
+SERVICE_VARIABLE = "SEMR_STACK_SERVICE"
 _KILL_WAIT_S = 10.0
 # Exceptions of psutil for a process that ended meanwhile or belongs to somebody else.
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
 
 
-def is_marked(process: psutil.Process, stack_id: str) -> bool:
-    """Whether `process` has the stack's id in its environment."""
+def is_marked(process: psutil.Process, stack_id: str, service: str | None = None) -> bool:
+    """Whether `process` has the stack's id (and the name of `service`, when given) in its environment."""
     try:
-        return process.environ().get(STACK_VARIABLE) == stack_id
+        environment = process.environ()
     except (*_GONE, OSError):
         return False
+    return environment.get(STACK_VARIABLE) == stack_id and service in (None, environment.get(SERVICE_VARIABLE))
 
 
 def stack_processes(stack_id: str, runtime: Path) -> list[psutil.Process]:
@@ -43,11 +45,19 @@ def stack_processes(stack_id: str, runtime: Path) -> list[psutil.Process]:
     return [everyone[pid] for pid in sorted(found) if _is_alive(everyone[pid])]
 
 
-def session_processes(leader: int) -> list[psutil.Process]:
-    """All living processes in the session that process `leader` leads or led, and their descendants."""
-    everyone = {process.pid: process for process in psutil.process_iter()}
-    found = {pid for pid in everyone if pid == leader or _session(pid) == leader}
-    found |= _related(everyone, found) - {os.getpid()}
+def service_processes(stack_id: str, service: str, leader: int) -> list[psutil.Process]:
+    """All living processes of one service, also those that outlived their parents.
+
+    Args:
+        stack_id: id of the stack.
+        service: name of the service.
+        leader: pid of its main process, living or not, which leads a session.
+    """
+    everyone = {process.pid: process for process in psutil.process_iter() if process.pid != os.getpid()}
+    found = {
+        pid for pid, process in everyone.items() if _session(pid) == leader or is_marked(process, stack_id, service)
+    }
+    found |= _related(everyone, found)
     return [everyone[pid] for pid in sorted(found) if _is_alive(everyone[pid])]
 
 

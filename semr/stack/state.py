@@ -29,6 +29,8 @@ from semr.stack.errors import StackFolderError
 
 # Ray appends up to 75 characters (session name and socket) to its temporary folder; Linux allows 107, macOS 103.
 _LONGEST_RUNTIME_PATH = 24
+# What a start that was killed before it recorded its identity may have left.
+_LEFT_BY_A_START = {"config", "data", "logs", "lock"}
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,13 @@ class StateFolder:
         """Create the folder and its parts.
 
         Raises:
-            StackFolderError: it cannot be created or written.
+            StackFolderError: it cannot be created or written, or it is somebody else's.
         """
         try:
+            if not self.identity_file.exists() and self._has_strange_files():
+                raise StackFolderError(
+                    f"{self.root} is neither empty nor a state folder: name another folder with --dir."
+                )
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for folder in (self.config, self.logs, self.root / "data"):
                 folder.mkdir(mode=0o700, exist_ok=True)
@@ -112,6 +118,12 @@ class StateFolder:
                 f"The state folder {self.root} cannot be written ({error.strerror or error}): "
                 "choose another one with --dir or run semr in a folder of yours."
             ) from error
+
+    def _has_strange_files(self) -> bool:
+        if not self.root.is_dir():
+            return False
+        names = {path.name for path in self.root.iterdir() if not path.name.startswith(".")}
+        return bool(names - _LEFT_BY_A_START)
 
 
 def default_folder() -> Path:

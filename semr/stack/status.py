@@ -60,11 +60,10 @@ class ServiceStatus:
 
 @dataclass
 class StackStatus:
-    """The stack: its supervisor's process, its services, and why it failed."""
+    """The stack: its supervisor's pid, its services, and why it failed."""
 
     state: StackState
     supervisor_pid: int | None = None
-    supervisor_created: float | None = None
     failed_service: str | None = None
     error: str | None = None
     services: list[ServiceStatus] = field(default_factory=list)

@@ -17,18 +17,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import psutil
 
+from semr.errors import SemrError
 from semr.stack import launch
 from semr.stack.context import StackContext, stack_settings
+from semr.stack.contract_file import write_contract
 from semr.stack.errors import StackError
 from semr.stack.log_files import limit_size
 from semr.stack.ports import PortOwner, allocate
-from semr.stack.processes import end_processes, end_stack, session_processes
+from semr.stack.processes import SERVICE_VARIABLE, end_processes, end_stack, service_processes
 from semr.stack.services import build_services, port_requests
 from semr.stack.services.base import CHECK_TIMEOUT_S, NotReadyError, Service
 from semr.stack.state import StateFolder, read_identity, read_json, read_options, write_private
@@ -70,14 +73,13 @@ class _Child:
 class Supervisor:
     """Runs the services of one stack until it is stopped or the start fails."""
 
-    def __init__(self, context: StackContext) -> None:
+    def __init__(self, context: StackContext, services: Iterable[Service]) -> None:
         self._context = context
-        self._children = [_Child(service) for service in build_services(context)]
+        self._children = [_Child(service) for service in services]
         self._stopping = asyncio.Event()
         self._status = StackStatus(
             state=StackState.STARTING,
             supervisor_pid=os.getpid(),
-            supervisor_created=psutil.Process().create_time(),
             services=[child.status for child in self._children],
         )
 
@@ -107,8 +109,11 @@ class Supervisor:
     async def _keep(self, child: _Child, client: httpx.AsyncClient) -> None:
         """Start the service again and again until the stack stops."""
         while not self._stopping.is_set():
-            self._start(child)
-            reason = await self._watch(child, client)
+            try:
+                self._start(child)
+                reason = await self._watch(child, client)
+            except OSError as error:  # such as a full disk
+                reason = f"cannot be started: {error}"
             await self._end(child)
             if self._stopping.is_set():
                 break
@@ -131,7 +136,11 @@ class Supervisor:
         with self._context.folder.log(service.name).open("ab") as log:
             child.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), *service.command()],
-                env={**self._context.base_environment(), **service.environment()},
+                env={
+                    **self._context.base_environment(),
+                    **service.environment(),
+                    SERVICE_VARIABLE: service.name,
+                },
                 cwd=self._context.folder.root,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -154,7 +163,11 @@ class Supervisor:
         for outcome in outcomes:
             if isinstance(outcome, str):
                 return outcome
-        raise next(outcome for outcome in outcomes if isinstance(outcome, BaseException))
+        raise next(
+            outcome
+            for outcome in outcomes
+            if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError)
+        )
 
     async def _wait_for_end(self, child: _Child) -> str:
         process = child.process
@@ -180,7 +193,7 @@ class Supervisor:
                 if time.monotonic() >= tend_at:
                     tend_at = time.monotonic() + _TEND_S
                     await child.service.tend(client)
-            except (NotReadyError, httpx.HTTPError, ValueError) as error:
+            except (NotReadyError, httpx.HTTPError, OSError, ValueError) as error:
                 misses += 1
                 self._missed(child, misses, _describe_miss(error))
             starting = child.status.state is ServiceState.STARTING
@@ -192,7 +205,7 @@ class Supervisor:
         if child.status.state is not ServiceState.HEALTHY:
             child.was_healthy = True
             child.status.healthy_since = time.time()
-            self._set(child, ServiceState.HEALTHY, "")
+            self._set(child, ServiceState.HEALTHY, child.service.note)
             if self._status.state is StackState.STARTING and self._status.healthy:
                 self._status.state = StackState.RUNNING
                 self._publish()
@@ -220,7 +233,7 @@ class Supervisor:
         process = child.process
         if process is None:
             return
-        await asyncio.to_thread(_end_service, process.pid, child.service.grace_s)
+        await asyncio.to_thread(_end_service, self._context.identity.stack_id, child.service, process.pid)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=1)
         child.process = None
@@ -231,8 +244,13 @@ class Supervisor:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
-            for child in self._children:
-                limit_size(self._context.folder.log(child.service.name))
+            folder = self._context.folder
+            if read_identity(folder) != self._context.identity:
+                _logger.warning("The state folder was removed or taken over: the stack ends.")
+                self._stopping.set()
+                return
+            for name in (*(child.service.name for child in self._children), "supervisor"):
+                limit_size(folder.log(name))
             _reap_orphans({child.process.pid for child in self._children if child.process is not None})
 
     def _set(self, child: _Child, state: ServiceState, detail: str) -> None:
@@ -246,14 +264,17 @@ class Supervisor:
     def _publish(self) -> None:
         if self._stopping.is_set() and self._status.state is StackState.RUNNING:
             self._status.state = StackState.STOPPING
-        write_status(self._context.folder, self._status)
+        try:
+            write_status(self._context.folder, self._status)
+        except OSError as error:  # a full disk must not end servers that run
+            _logger.warning("The status cannot be written: %s", error)
 
 
-def _end_service(leader: int, grace_s: float) -> None:
+def _end_service(stack_id: str, service: Service, leader: int) -> None:
     # The leader ends what it started in good order; only then are stragglers asked.
-    if psutil.pid_exists(leader):
-        end_processes([psutil.Process(leader)], grace_s)
-    end_processes(session_processes(leader), grace_s)
+    with suppress(psutil.NoSuchProcess):
+        end_processes([psutil.Process(leader)], service.grace_s)
+    end_processes(service_processes(stack_id, service.name, leader), service.grace_s)
 
 
 def _describe_exit(code: int) -> str:
@@ -304,11 +325,14 @@ def main(argv: list[str]) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     folder = StateFolder.at(Path(argv[0]))
     _adopt_orphans()
-    context = _make_context(folder)
-    contract = context.settings.contract()
-    write_private(folder.env_file, "".join(f"{name}={value}\n" for name, value in contract.items()))
     try:
-        succeeded = asyncio.run(Supervisor(context).run())
+        context = _make_context(folder)
+    except SemrError as error:
+        _logger.error("%s", error)
+        return 1
+    write_contract(folder, context.settings)
+    try:
+        succeeded = asyncio.run(Supervisor(context, build_services(context)).run())
     finally:
         folder.env_file.unlink(missing_ok=True)
         end_stack(context.identity.stack_id, context.runtime)

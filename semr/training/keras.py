@@ -191,6 +191,7 @@ def _train_loop(config: dict[str, Any]) -> None:
         initial_epoch=first_epoch,
         epochs=config["epochs"],
         callbacks=[EpochEnd()],
+        shuffle=False,  # the batches come shuffled
         verbose=0,
     )
     if rank == 0:
@@ -288,7 +289,7 @@ def _restore(checkpoint: Any) -> tuple[keras.Model, int]:  # noqa: ANN401 - Ray'
 
 def _log_model(model: keras.Model, example: npt.NDArray[np.float32], run_id: str) -> None:
     import keras  # noqa: PLC0415
-    import mlflow.keras  # noqa: PLC0415
+    import mlflow.tensorflow  # noqa: PLC0415
     import tensorflow as tf  # noqa: PLC0415
     from mlflow.models import infer_signature  # noqa: PLC0415
 
@@ -297,7 +298,7 @@ def _log_model(model: keras.Model, example: npt.NDArray[np.float32], run_id: str
     with tracking.named_errors():
         tracking.connect()
         with mlflow.start_run(run_id=run_id):
-            mlflow.keras.log_model(
+            mlflow.tensorflow.log_model(
                 model,
                 name="model",
                 signature=infer_signature(example, model.predict_on_batch(example)),

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pydantic import SecretStr
 
 from semr.settings import Settings
 from semr.storage import ObjectStore
@@ -56,7 +57,7 @@ def object_store_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     settings = Settings(
         object_store_endpoint=f"http://127.0.0.1:{ports[0]}",
         object_store_access_key="unit-access",
-        object_store_secret_key="unit-secret-key",
+        object_store_secret_key=SecretStr("unit-secret-key"),
     )
     command = [
         weed_command(),

@@ -25,7 +25,7 @@ class EvaluateConfig:
 def evaluate(config: EvaluateConfig) -> None:
     """Log accuracy, log loss, macro F1, the report by class and the confusion matrix."""
     import mlflow  # noqa: PLC0415 - seconds to import; the configuration above is imported by workflow tasks too
-    import mlflow.keras  # noqa: PLC0415
+    import mlflow.tensorflow  # noqa: PLC0415
 
     from semr import tracking  # noqa: PLC0415
 
@@ -35,7 +35,7 @@ def evaluate(config: EvaluateConfig) -> None:
     images = holdout["image"].combine_chunks().flatten().to_numpy()
     with tracking.named_errors():
         tracking.connect()
-        model = mlflow.keras.load_model(f"runs:/{config.run_id}/model")
+        model = mlflow.tensorflow.load_model(f"runs:/{config.run_id}/model")
         report = judge_classifier(model.predict(to_input(images), batch_size=256, verbose=0), labels)
         with mlflow.start_run(run_id=config.run_id):
             mlflow.log_metrics(report.metrics)

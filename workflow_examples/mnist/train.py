@@ -18,7 +18,7 @@ class TrainConfig:
     """What to train on and how; see `semr.training.keras.TrainingPlan`."""
 
     dataset_version: str
-    epochs: int = 12
+    epochs: int = 20
     batch_size: int = 32
     learning_rate: float = 2e-3
     workers: int = 2

@@ -64,7 +64,7 @@ def verify(deployment: pipeline.Deployment, dataset_version: str) -> ProbeReport
 def mnist_train(
     source: str = "digits",
     limit: int = 0,
-    epochs: int = 12,
+    epochs: int = 20,
     batch_size: int = 32,
     learning_rate: float = 2e-3,
     workers: int = 2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import httpx
@@ -32,14 +33,19 @@ class Service(ABC):
     def port_requests(cls) -> tuple[PortRequest, ...]:
         """The ports that it needs."""
 
-    @classmethod
-    def check_installed(cls) -> None:  # noqa: B027 a hook
+    @classmethod  # noqa: B027 a hook
+    def check_installed(cls) -> None:
         """Raise `ProgramMissingError` when its program is not installed."""
 
     @property
     @abstractmethod
     def url(self) -> str:
         """Where it answers."""
+
+    @property
+    def note(self) -> str:
+        """What a person should know about it while it is healthy."""
+        return ""
 
     @abstractmethod
     def command(self) -> list[str]:
@@ -72,9 +78,11 @@ class Service(ABC):
         return self.context.ports[request]
 
 
-async def expect_ok(client: httpx.AsyncClient, url: str, awaited: str) -> httpx.Response:
+async def expect_ok(
+    client: httpx.AsyncClient, url: str, awaited: str, headers: Mapping[str, str] | None = None
+) -> httpx.Response:
     """GET `url`; a `NotReadyError` with `awaited` unless the answer is 2xx."""
-    response = await client.get(url)
+    response = await client.get(url, headers=headers)
     if not response.is_success:
         raise NotReadyError(f"{awaited} (HTTP {response.status_code})")
     return response

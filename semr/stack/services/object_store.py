@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import secrets
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +14,7 @@ from semr.stack.context import find_program
 from semr.stack.errors import ProgramMissingError, StackError
 from semr.stack.ports import LOOPBACK, PortRequest
 from semr.stack.services.base import NotReadyError, Service, expect_ok
-from semr.stack.state import StateFolder
+from semr.stack.state import StateFolder, write_private
 
 # SeaweedFS keeps its grpc sockets there whatever the temporary folder is.
 _SOCKET_FOLDER = Path("/tmp")  # noqa: S108
@@ -114,20 +116,34 @@ class SeaweedService(ObjectStoreService):
             "-admin.ui=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
+            f"-s3.config={self._credentials_file}",
             f"-s3.localSocket={self.context.runtime / 's3.sock'}",
             f"-filer.localSocket={self.context.runtime / 'filer.sock'}",
             f"-admin.port.grpc={self.port('object-store-admin') + 10000}",
             *(f"-{flag}={self.port(request)}" for flag, request in ports.items()),
         ]
 
-    def environment(self) -> dict[str, str]:
-        """Credentials, and a soft limit without which its heap grows to six times the size under load."""
+    @property
+    def _credentials_file(self) -> Path:
+        return self.context.runtime / "s3.json"
+
+    def prepare(self) -> None:
+        """Also write the credentials: given in the environment, the access key would be in the log."""
+        super().prepare()
         settings = self.context.settings
-        return {
-            "AWS_ACCESS_KEY_ID": settings.need("object_store_access_key"),
-            "AWS_SECRET_ACCESS_KEY": settings.need("object_store_secret_key"),
-            "GOMEMLIMIT": "300MiB",
+        key = {
+            "accessKey": settings.need("object_store_access_key"),
+            "secretKey": settings.need("object_store_secret_key"),
         }
+        identity = {"name": "semr", "credentials": [key], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+        write_private(self._credentials_file, json.dumps({"identities": [identity]}))
+
+    def environment(self) -> dict[str, str]:
+        """Keys that close the filer's and the volume server's own ports, which would serve every object to everybody on the
+        machine; and a soft limit without which the heap grows to six times the size under load."""
+        signed = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
+        keys = {f"WEED_JWT_{purpose}_KEY": secrets.token_hex(32) for purpose in signed}
+        return {**keys, "GOMEMLIMIT": "300MiB"}
 
     def clean_up(self) -> None:
         """Remove the sockets that a killed `weed` leaves in the system's temporary folder."""

@@ -24,7 +24,7 @@ _RAY_KEPT = "|".join(
     (
         "ray_(semr|serve|cluster)_.*",
         "ray_node_(cpu|mem|gpus|disk|network)_.*",
-        "ray_component_(cpu|rss|uss).*",
+        "ray_component_(cpu_percentage|rss_bytes)",
         "ray_tasks",
         "ray_actors",
     )

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +22,9 @@ _LEAST_CPUS = 4
 # Ray answers this request after it has started Serve's controller, a process of several seconds.
 _START_SERVE_TIMEOUT_S = 90.0
 _METRICS_INTERVAL_MS = 1000
+# Applications that were put back are waited for, but one that cannot be deployed must not keep the stack from starting.
+_DEPLOY_TIMEOUT_S = 60.0
+_DEPLOYING = ("NOT_STARTED", "DEPLOYING")
 
 
 class RayService(Service):
@@ -69,11 +73,17 @@ class RayService(Service):
         """Where Ray lists its metrics endpoints for Prometheus."""
         return self.temporary_folder / "prom_metrics_service_discovery.json"
 
+    @property
+    def note(self) -> str:
+        """Serve's address, since the service's URL is the dashboard's."""
+        return f"Serve at {self.serve_url}"
+
     def prepare(self) -> None:
         """Drop the last session, which only its processes could use; Serve is started anew."""
         shutil.rmtree(self.temporary_folder, ignore_errors=True)
         self.temporary_folder.mkdir(mode=0o700, parents=True)
-        self._serve_started = False
+        self._serve_started = self._serve_answered = False
+        self._deployed_by = 0.0
 
     def command(self) -> list[str]:
         """The public command line; the token is in the environment."""
@@ -129,18 +139,28 @@ class RayService(Service):
 
     async def check(self, client: httpx.AsyncClient) -> None:
         """Dashboard, its agent (without which jobs cannot be submitted) and Serve's proxy answer."""
-        await expect_ok(client, f"{self.url}/api/version", "waiting for the dashboard")
+        await expect_ok(client, f"{self.url}/api/version", "waiting for the dashboard", self._authorization())
         if not self._serve_started:
             await self._start_serve(client)
             self._serve_started = True
         agent = f"http://{LOOPBACK}:{self.port('ray-agent')}"
-        await expect_ok(client, f"{agent}/api/local_raylet_healthz", "waiting for the node's agent")
-        # With no application the proxy answers 503, and that is all one can ask of it.
-        await client.get(f"{self.serve_url}/-/healthz")
+        await expect_ok(client, f"{agent}/api/local_raylet_healthz", "waiting for the agent", self._authorization())
+        try:
+            # With no application the proxy answers 503, and that is all one can ask of it.
+            await client.get(f"{self.serve_url}/-/healthz")
+        except httpx.ConnectError as error:
+            if self._serve_answered:  # somebody shut Serve down
+                self._serve_started = self._serve_answered = False
+            raise NotReadyError("waiting for Serve's proxy") from error
+        if not self._serve_answered:
+            await self._wait_for_applications(client)
+            self._serve_answered = True
 
     async def tend(self, client: httpx.AsyncClient) -> None:
         """Save the applications that Serve has, so that a restart of Ray can put them back."""
         details = await self._serve_details(client)
+        if not details.get("controller_info"):  # Serve is not running: this says nothing about its applications
+            return
         applications = _deployed_configs(details)
         if applications != self._saved_applications():
             write_private(self.context.folder.serve_file, json.dumps({"applications": applications}, indent=2))
@@ -161,8 +181,20 @@ class RayService(Service):
             headers=self._authorization(),
             timeout=_START_SERVE_TIMEOUT_S,
         )
+        if response.is_client_error and config["applications"]:
+            # Saved by another version of Ray, perhaps: keep the file for its owner and start without.
+            self.context.folder.serve_file.replace(self.context.folder.serve_file.with_suffix(".rejected"))
         if not response.is_success:
             raise NotReadyError(f"starting Serve (HTTP {response.status_code}: {response.text[:200]})")
+        self._deployed_by = time.monotonic() + _DEPLOY_TIMEOUT_S
+
+    async def _wait_for_applications(self, client: httpx.AsyncClient) -> None:
+        if time.monotonic() >= self._deployed_by:
+            return
+        applications: dict[str, dict[str, Any]] = (await self._serve_details(client)).get("applications") or {}
+        pending = sorted(name for name, details in applications.items() if details.get("status") in _DEPLOYING)
+        if pending:
+            raise NotReadyError(f"waiting for the Serve applications {', '.join(pending)}")
 
     async def _serve_details(self, client: httpx.AsyncClient) -> dict[str, Any]:
         response = await client.get(
@@ -184,5 +216,5 @@ class RayService(Service):
 def _deployed_configs(details: dict[str, Any]) -> list[dict[str, Any]]:
     """Configurations that were PUT, by name; an application deployed from Python code has none and cannot be put back."""
     applications: dict[str, dict[str, Any]] = details.get("applications") or {}
-    configs = (applications[name].get("deployed_app_config") for name in sorted(applications))
-    return [config for config in configs if config]
+    wanted = [applications[name] for name in sorted(applications) if applications[name].get("status") != "DELETING"]
+    return [application["deployed_app_config"] for application in wanted if application.get("deployed_app_config")]

@@ -1,0 +1,1 @@
+"""Handwritten digits: a convolutional network that evolves with the digits it sees."""
