@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import Semr
+from stack_tools import Semr
 
 from semr.stack import control
 from semr.stack.errors import ServiceFailedError

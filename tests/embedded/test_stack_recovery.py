@@ -18,7 +18,7 @@ import boto3
 import httpx
 import psutil
 import pytest
-from conftest import Semr, require_programs
+from stack_tools import Semr, require_programs
 
 from semr.settings import Settings
 from semr.stack import control

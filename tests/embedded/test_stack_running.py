@@ -14,7 +14,7 @@ import boto3
 import httpx
 import psutil
 import pytest
-from conftest import RunningStack, Semr
+from stack_tools import RunningStack, Semr
 
 from semr.settings import Settings, load_settings
 from semr.stack.processes import stack_processes

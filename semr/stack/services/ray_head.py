@@ -162,7 +162,7 @@ class RayService(Service):
         if not details.get("controller_info"):  # Serve is not running: this says nothing about its applications
             return
         applications = _deployed_configs(details)
-        if applications != self._saved_applications():
+        if applications != self.saved_applications():
             write_private(self.context.folder.serve_file, json.dumps({"applications": applications}, indent=2))
 
     async def _start_serve(self, client: httpx.AsyncClient) -> None:
@@ -173,7 +173,7 @@ class RayService(Service):
         config = {
             "proxy_location": "HeadOnly",
             "http_options": {"host": LOOPBACK, "port": self.port("ray-serve")},
-            "applications": self._saved_applications(),
+            "applications": self.saved_applications(),
         }
         response = await client.put(
             f"{self.url}/api/serve/applications/",
@@ -205,7 +205,8 @@ class RayService(Service):
         details = response.json()
         return details if isinstance(details, dict) else {}
 
-    def _saved_applications(self) -> list[dict[str, Any]]:
+    def saved_applications(self) -> list[dict[str, Any]]:
+        """Application configurations of the last time; none when the file is missing or broken."""
         saved = (read_json(self.context.folder.serve_file) or {}).get("applications", [])
         return saved if isinstance(saved, list) else []
 

@@ -1,0 +1,3 @@
+"""The smallest Ray job: one line of log."""
+
+print("hello", flush=True)
