@@ -33,25 +33,25 @@ class GateThresholds:
     """What a challenger has to reach.
 
     Attributes:
-        least_gain: the lower end of the interval of its gain on the recent holdout must be above this (score units).
-        allowed_loss: its mean loss on the champion's own holdout may be at most this (score units).
+        min_gain: the lower end of the interval of its gain on the recent holdout must be above this (score units).
+        allowed_loss_on_old: its mean loss on the champion's own holdout may be at most this (score units).
         confidence: of the bootstrap intervals, such as 0.95.
         latency_factor: its time for one request may be at most so many times the champion's.
-        size_factor: its size may be at most so many times the champion's.
+        max_size_mb: its files may have at most so many megabytes (10^6 bytes).
         least_examples: with fewer on a holdout nothing is decided: the challenger is refused.
     """
 
-    least_gain: float = 0.0
-    allowed_loss: float = 0.02
+    min_gain: float = 0.0
+    allowed_loss_on_old: float = 0.02
     confidence: float = 0.95
     latency_factor: float = 2.0
-    size_factor: float = 2.0
+    max_size_mb: float = 1000.0
     least_examples: int = 50
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.confidence < 1:
             raise InvalidInputError(f"confidence must be in 0.5 to below 1, not {self.confidence}.")
-        for name in ("allowed_loss", "latency_factor", "size_factor", "least_examples"):
+        for name in ("allowed_loss_on_old", "latency_factor", "max_size_mb", "least_examples"):
             if getattr(self, name) < 0:
                 raise InvalidInputError(f"{name} must not be negative, not {getattr(self, name)}.")
 
@@ -136,15 +136,15 @@ def judge(champion: Candidate, challenger: Candidate, thresholds: GateThresholds
         Check("enough old examples", old.examples >= least, str(old.examples), f"at least {least}"),
         Check(
             "better on recent data",
-            recent.low > thresholds.least_gain,
+            recent.low > thresholds.min_gain,
             f"gain {recent.gain:+.4f}, interval {recent.low:+.4f} to {recent.high:+.4f}",
-            f"whole interval above {thresholds.least_gain:+.4f}",
+            f"whole interval above {thresholds.min_gain:+.4f}",
         ),
         Check(
             "does not forget",
-            old.gain >= -thresholds.allowed_loss,
+            old.gain >= -thresholds.allowed_loss_on_old,
             f"gain {old.gain:+.4f}, interval {old.low:+.4f} to {old.high:+.4f}",
-            f"at least {-thresholds.allowed_loss:+.4f}",
+            f"at least {-thresholds.allowed_loss_on_old:+.4f}",
         ),
         _within(
             "fast enough",
@@ -152,7 +152,7 @@ def judge(champion: Candidate, challenger: Candidate, thresholds: GateThresholds
             champion.latency_milliseconds * thresholds.latency_factor,
             "ms",
         ),
-        _within("small enough", challenger.size_bytes / 1e6, champion.size_bytes * thresholds.size_factor / 1e6, "MB"),
+        _within("small enough", challenger.size_bytes / 1e6, thresholds.max_size_mb, "MB"),
         Check(
             "same inputs and outputs",
             challenger.schema == champion.schema,

@@ -38,7 +38,7 @@ def test_a_clear_improvement_is_promoted_with_its_numbers() -> None:
         (candidate("2", 0.60, 0.97), "not better on recent data"),
         (candidate("2", 0.96, 0.90), "not does not forget"),
         (candidate("2", 0.96, 0.97, latency_milliseconds=9.0), "not fast enough: 9.00 ms, wanted at most 4.00 ms"),
-        (candidate("2", 0.96, 0.97, size_bytes=3_000_000), "not small enough: 3.00 MB"),
+        (candidate("2", 0.96, 0.97, size_bytes=3_000_000_000), "not small enough: 3000.00 MB"),
         (candidate("2", 0.96, 0.97, schema="image->11"), "not same inputs and outputs"),
     ],
 )
@@ -103,5 +103,5 @@ def test_scores_that_cannot_be_compared_are_refused(before: np.ndarray, after: n
 def test_thresholds_without_sense_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="confidence"):
         GateThresholds(confidence=95)
-    with pytest.raises(InvalidInputError, match="allowed_loss"):
-        GateThresholds(allowed_loss=-0.1)
+    with pytest.raises(InvalidInputError, match="allowed_loss_on_old"):
+        GateThresholds(allowed_loss_on_old=-0.1)
