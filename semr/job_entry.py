@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import sys
 import traceback
@@ -51,6 +52,18 @@ def job_main(main: Callable[[Config], None], config_type: type[Config], argument
         _leave_error(error)
         return 1
     return 0
+
+
+def join_cluster() -> None:
+    """Connect this job to its Ray cluster without Ray's greetings; a job that is connected stays so."""
+    import ray  # noqa: PLC0415 - takes seconds, and not every job needs it
+
+    # Ray tells a job's driver where its cluster is, but not the driver's actors, which are lost when a machine has two.
+    address = os.environ.get("RAY_ADDRESS")
+    environment = {"RAY_ADDRESS": address} if address else {}
+    ray.init(ignore_reinit_error=True, logging_level=logging.WARNING, runtime_env={"env_vars": environment})
+    # It warns that a job's log will have no progress bars.
+    logging.getLogger("ray.experimental.tqdm_ray").setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -9,12 +9,14 @@ import asyncio
 import importlib.util
 import json
 import logging
+import re
 import shlex
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,26 @@ if TYPE_CHECKING:
 JOB_ID_VARIABLE = "SEMR_JOB_ID"
 #: A job that fails on purpose ends its log with this mark and a JSON object {"type", "message"}: see `semr.job_entry`.
 ERROR_MARK = "semr-job-error:"
+
+# What a job prints by default is for the person who waits for it; a caller's `environment` may ask for more.
+_QUIET = {
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_DATA_LOG_LEVEL": "WARNING",
+    # It would write every line that a training worker prints a second time, as a log record.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # It would watch for machines that are about to be taken away, at the price of one more process.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    # Ray Data warns of its own use of it.
+    "PYTHONWARNINGS": "ignore:`ExecutionOptions.exclude_resources`",
+}
+# What Ray itself writes into a job's log: that it starts, and that it had to start more processes than the node has cores.
+_RAY_LINES = re.compile(
+    r"\S+ \S+\tINFO job_manager\.py:\d+ -- "
+    r"|Running entrypoint for job "
+    r"|\(raylet\) WARNING: \d+ PYTHON worker processes have been started"
+)
 
 _SERVICE = "Ray Jobs API"
 _POLL_SECONDS = 0.5
@@ -98,7 +120,7 @@ class RayJobs:
         """
         name = module.rpartition(".")[2]
         job_id = f"{name}-{uuid.uuid4().hex[:8]}"
-        runtime_env: dict[str, Any] = {"env_vars": {**(environment or {}), JOB_ID_VARIABLE: job_id}}
+        runtime_env: dict[str, Any] = {"env_vars": {**_QUIET, **(environment or {}), JOB_ID_VARIABLE: job_id}}
         package = package_to_ship(module)
         if package is not None:
             runtime_env["py_modules"] = [str(package)]
@@ -137,7 +159,9 @@ class RayJobs:
             raise
         finally:
             if log:
-                log.finish()
+                log.stop()
+        if log:
+            log.pass_on_rest(self.logs(job_id))
         if status != "SUCCEEDED":
             raise self._failure(job_id, status, message)
         return JobResult(job_id, self._run_of(job_id), time.monotonic() - started)
@@ -198,8 +222,10 @@ class RayJobs:
         if self._client is None:
             from ray.job_submission import JobSubmissionClient  # noqa: PLC0415 - Ray takes a second to import
 
-            # It reports the normal end of a log as news.
-            logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+            # It reports the normal end of a log and every upload of a package as news.
+            for name in ("job.sdk", "dashboard_sdk"):
+                logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+            logging.getLogger("ray._private.runtime_env.packaging").setLevel(logging.WARNING)
             token = self.settings.ray_auth_token
             headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else None
             self._client = JobSubmissionClient(self.settings.need("ray_dashboard_url"), headers=headers)
@@ -227,41 +253,68 @@ class _LogFollower:
         self._client = client
         self._job_id = job_id
         self._on_line = on_line
-        self._ended = threading.Event()
-        self._passed_on = 0
-        self._rest = ""
+        self._passed_on = 0  # characters of the log
+        self._rest = ""  # the line that has not ended yet
+        self._loop = asyncio.new_event_loop()
+        self._task: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._follow, name=f"log of {job_id}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def finish(self) -> None:
-        """Give the last lines a moment to arrive, then stop."""
-        self._ended.set()
-        self._thread.join(timeout=5)
+    def stop(self) -> None:
+        """Follow no longer: Ray sends the end of a log seconds after the job's end."""
+        with suppress(RuntimeError):  # the loop is closed: a callback has raised, and the thread with it
+            self._loop.call_soon_threadsafe(self._cancel)
+        self._thread.join()
+
+    def pass_on_rest(self, log: str) -> None:
+        """After `stop`: pass on what is new in the whole log, an unfinished last line too."""
+        self._pass_on(log[self._passed_on :])
         if self._rest:
-            self._on_line(self._rest)
+            self._say(self._rest)
             self._rest = ""
 
     def _follow(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._task = self._loop.create_task(self._tail_again_and_again())
+        try:
+            with suppress(asyncio.CancelledError):
+                self._loop.run_until_complete(self._task)
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _tail_again_and_again(self) -> None:
         while True:
             try:
-                asyncio.run(self._tail())
+                await self._tail()
             except (OSError, RuntimeError):
-                time.sleep(_POLL_SECONDS)
-            if self._ended.is_set():
-                return
+                await asyncio.sleep(_POLL_SECONDS)
+            else:
+                # The log is complete; or the server went away in order, and then there may be more of it.
+                await asyncio.sleep(_POLL_SECONDS * 4)
 
     async def _tail(self) -> None:
         position = 0  # a new tail starts at the beginning of the log
-        async for chunk in self._client.tail_job_logs(self._job_id):
-            fresh = chunk[max(0, self._passed_on - position) :]
-            position += len(chunk)
-            self._passed_on = max(self._passed_on, position)
-            *lines, self._rest = (self._rest + fresh).split("\n")
-            for line in lines:
-                self._on_line(line)
-        self._ended.set()
+        async with aclosing(self._client.tail_job_logs(self._job_id)) as chunks:
+            async for chunk in chunks:
+                self._pass_on(chunk[max(0, self._passed_on - position) :])
+                position += len(chunk)
+
+    def _pass_on(self, fresh: str) -> None:
+        self._passed_on += len(fresh)
+        *lines, self._rest = (self._rest + fresh).split("\n")
+        for line in lines:
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        if not _RAY_LINES.match(line):
+            self._on_line(line)
 
 
 def package_to_ship(module: str) -> Path | None:

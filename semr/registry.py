@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import mlflow
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import RestException
@@ -77,13 +76,22 @@ class Registry:
         with tracking.named_errors(self.settings):
             client = self._client()
             run = self._run(client, run_id)
-            version = self._version_of_run(client, name, run_id)
+            version = next(iter(self._versions_of_run(client, name, run_id)), None)
             if version is None:
                 model_uri = _logged_model_uri(run)
-                created = mlflow.register_model(model_uri, name, tags=dict(tags or {}))
-                version = client.get_model_version(name, created.version)
+                _make_model(client, name)
+                # Not `mlflow.register_model`: it prints, and waits up to five minutes for what is done already.
+                version = client.create_model_version(
+                    name,
+                    source=model_uri,
+                    run_id=run_id,
+                    tags=dict(tags or {}),
+                    model_id=model_uri.rpartition("/")[2],
+                    await_creation_for=0,
+                )
+                version = self._only_version_of_run(client, name, run_id, version)
             if alias is not None:
-                client.set_registered_model_alias(name, alias, str(version.version))
+                _set_alias(client, name, alias, str(version.version))
             return self._ref(client, version)
 
     def get(self, name: str, version_or_alias: str) -> ModelVersionRef:
@@ -136,8 +144,8 @@ class Registry:
                 return None
             # `previous` first: a caller that dies in between leaves a champion that is also `previous`, never none.
             if current is not None:
-                client.set_registered_model_alias(ref.name, PREVIOUS, current)
-            client.set_registered_model_alias(ref.name, CHAMPION, ref.version)
+                _set_alias(client, ref.name, PREVIOUS, current)
+            _set_alias(client, ref.name, CHAMPION, ref.version)
             if aliases.get(CHALLENGER) == ref.version:
                 client.delete_registered_model_alias(ref.name, CHALLENGER)
             return self.get(ref.name, current) if current is not None else None
@@ -151,6 +159,15 @@ class Registry:
         target = self.get(name, version or PREVIOUS)
         self.promote(target)
         return target
+
+    def take_back(self, failed: ModelVersionRef, champion: ModelVersionRef) -> None:
+        """Undo `promote(failed)`: `champion` is champion again, and `failed` is no version that a rollback would choose."""
+        with tracking.named_errors(self.settings):
+            client = self._client()
+            client.set_registered_model_alias(champion.name, CHAMPION, champion.version)
+            for alias in (PREVIOUS, CHALLENGER):
+                if self.aliases(champion.name).get(alias) in (failed.version, champion.version):
+                    client.delete_registered_model_alias(champion.name, alias)
 
     def set_tags(self, ref: ModelVersionRef, tags: Mapping[str, str]) -> None:
         """Add tags to a version; a tag of the same name is replaced."""
@@ -185,9 +202,24 @@ class Registry:
             raise _not_found(error, f"The registry has no model {name!r} with {kind} {version_or_alias!r}.") from error
 
     @staticmethod
-    def _version_of_run(client: MlflowClient, name: str, run_id: str) -> ModelVersion | None:
+    def _versions_of_run(client: MlflowClient, name: str, run_id: str) -> list[ModelVersion]:
         found = client.search_model_versions(f"name = '{_checked_name(name)}' and run_id = '{run_id}'")
-        return max(found, key=lambda each: int(each.version)) if found else None
+        return sorted(found, key=lambda each: int(each.version))
+
+    def _only_version_of_run(self, client: MlflowClient, name: str, run_id: str, created: ModelVersion) -> ModelVersion:
+        """The first version of the run; later ones are removed.
+
+        When the connection breaks after the server has made a version and before it answered, MLflow's client asks again
+        and gets a second one.
+        """
+        first, *copies = self._versions_of_run(client, name, run_id) or [created]
+        for copy in copies:
+            try:
+                client.delete_model_version(name, str(copy.version))
+            except RestException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # somebody else has removed it
+                    raise
+        return first
 
     @staticmethod
     def _ref(client: MlflowClient, version: ModelVersion) -> ModelVersionRef:
@@ -200,6 +232,26 @@ class Registry:
             run_id=run_id,
             metrics={key: float(value) for key, value in metrics.items() if not key.startswith(_SYSTEM_METRICS_PREFIX)},
         )
+
+
+def _make_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except RestException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
+    """Point `alias` to `version`; the server answers BAD_REQUEST when another caller sets a new alias at the same moment."""
+    for is_last in (False, False, True):
+        try:
+            client.set_registered_model_alias(name, alias, version)
+        except RestException as error:
+            if is_last or error.error_code != "BAD_REQUEST":
+                raise
+        else:
+            return
 
 
 def _logged_model_uri(run: Run) -> str:

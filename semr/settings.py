@@ -58,6 +58,7 @@ class Settings(BaseSettings):
     prometheus_url: str | None = None
     alertmanager_url: str | None = None
     evolution_url: str | None = None
+    evolution_token: SecretStr | None = None
     flyte_endpoint: str | None = None
     flyte_project: str = "flytesnacks"
     flyte_domain: str = "development"
@@ -82,7 +83,7 @@ class Settings(BaseSettings):
     @classmethod
     def secret_variables(cls) -> tuple[str, ...]:
         """Names of the variables that hold credentials; a chart keeps these in its Secret, the rest in its ConfigMap."""
-        fields = ("object_store_access_key", "object_store_secret_key", "ray_auth_token")
+        fields = ("object_store_access_key", "object_store_secret_key", "ray_auth_token", "evolution_token")
         return tuple(cls.variable(field) for field in fields)
 
     def need(self, field: str) -> str:

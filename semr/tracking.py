@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ JOB_ID_TAG = "semr.job_id"
 DATASET_TAG = "semr.dataset.version"
 
 # MLflow's own defaults (7 retries, factor 2, 120 s a try) keep a caller waiting for minutes when the server is away.
-# These bound it: at most about 0.5 + 1 + 2 + 4 s of back-off between tries, 30 s for an answer.
+# These bound it: 1 + 2 + 4 + 8 s of back-off between five tries, in which a server can start again; 30 s for an answer.
 _CLIENT_LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -44,6 +45,7 @@ def connect(settings: Settings | None = None) -> MlflowClient:
     uri = (settings or get_settings()).need("mlflow_uri")
     for name, value in {**_CLIENT_LIMITS, **_QUIET}.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return MlflowClient(uri, uri)

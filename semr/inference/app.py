@@ -1,4 +1,4 @@
-"""The HTTP application: Open Inference Protocol V2 for the one model of a holder, and `/metrics`.
+"""The HTTP application: Open Inference Protocol V2 for the one model of a holder, feedback on its answers, and `/metrics`.
 
 It knows nothing of its host: Ray Serve and the standalone server give it a holder and a renderer of metrics.
 """
@@ -22,6 +22,7 @@ from semr.errors import InvalidInputError
 from semr.inference.holder import ModelHolder
 from semr.inference.metrics import PrometheusSink
 from semr.inference.protocol import (
+    PREDICTION_ID,
     Array,
     ErrorResponse,
     InferRequest,
@@ -31,6 +32,9 @@ from semr.inference.protocol import (
     infer_output,
 )
 from semr.inference.runtime import LoadedModel
+from semr.monitoring.classification import classify
+from semr.monitoring.feedback import FeedbackRequest, FeedbackResponse
+from semr.monitoring.observer import new_prediction_id
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ def create_app(state: Callable[[], ServerState]) -> FastAPI:
     _add_error_handlers(app)
     _add_health(app, state)
     _add_model(app, state)
+    _add_feedback(app, state)
     return app
 
 
@@ -110,6 +115,9 @@ def _add_model(app: FastAPI, state: Callable[[], ServerState]) -> None:
             batch_size = max((array.shape[0] for array in inputs.values() if array.ndim), default=None)
             outputs = await run_in_threadpool(loaded.predict, inputs)
             response = _response(loaded, request, outputs)
+            said = classify(outputs)
+            token = new_prediction_id(loaded.ref.name, loaded.ref.version, said)
+            response.parameters = {PREDICTION_ID: token}
             status = 200
         except InvalidInputError as error:
             status = 400
@@ -121,7 +129,21 @@ def _add_model(app: FastAPI, state: Callable[[], ServerState]) -> None:
         finally:
             seconds = time.perf_counter() - started
             holder.metrics.answered(loaded.ref.name, loaded.ref.version, status, seconds, batch_size)
+        only_input = next(iter(inputs.values())) if len(inputs) == 1 else None
+        holder.observer.observe(loaded.ref.version, token, only_input, said)
         return response
+
+
+def _add_feedback(app: FastAPI, state: Callable[[], ServerState]) -> None:
+    @app.post("/v2/models/{model}/feedback")
+    async def feedback(request: FeedbackRequest, model: str) -> FeedbackResponse:
+        holder = state().holder
+        _check_name(holder, model)
+        return _judge(holder, request)
+
+    @app.post("/feedback")
+    async def feedback_of_the_only_model(request: FeedbackRequest) -> FeedbackResponse:
+        return _judge(state().holder, request)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -144,9 +166,20 @@ def _current(holder: ModelHolder) -> LoadedModel:
     return loaded
 
 
-def _find(holder: ModelHolder, model: str, version: str | None) -> LoadedModel:
+def _check_name(holder: ModelHolder, model: str) -> None:
     if model != holder.name:
         raise _HttpError(404, f"There is no model {model!r} here; this server has {holder.name!r}.")
+
+
+def _judge(holder: ModelHolder, request: FeedbackRequest) -> FeedbackResponse:
+    try:
+        return holder.observer.feedback(request)
+    except InvalidInputError as error:
+        raise _HttpError(400, str(error)) from error
+
+
+def _find(holder: ModelHolder, model: str, version: str | None) -> LoadedModel:
+    _check_name(holder, model)
     if version is not None and version in holder.problems:
         raise _HttpError(503, f"Model {model!r} version {version} is not ready: {holder.problems[version]}")
     loaded = _current(holder)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 import httpx
 
 from semr.errors import DependencyUnavailableError, SemrError
-from semr.inference.protocol import Array, InferRequest, InferResponse, ModelMetadata, infer_input
+from semr.inference.protocol import (
+    PREDICTION_ID,
+    Array,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    infer_input,
+)
 
 
 class InferenceError(SemrError):
@@ -31,10 +39,11 @@ class InferenceError(SemrError):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Outputs by name, and the version that made them."""
+    """Outputs by name, the version that made them, and the id to give feedback with ("" from a server without feedback)."""
 
     outputs: dict[str, Array]
     version: str
+    prediction_id: str = ""
 
 
 class InferenceClient:
@@ -79,7 +88,21 @@ class InferenceClient:
         body = request.model_dump_json(exclude_none=True)
         answer = self._ask("POST", f"/v2/models/{self.model}/infer", body)
         response = InferResponse.model_validate_json(answer.content)
-        return Prediction({output.name: output.to_array() for output in response.outputs}, response.model_version)
+        outputs = {output.name: output.to_array() for output in response.outputs}
+        token = (response.parameters or {}).get(PREDICTION_ID, "")
+        return Prediction(outputs, response.model_version, str(token))
+
+    def feedback(self, prediction_id: str, labels: Sequence[int | None]) -> int:
+        """Tell the truth about a prediction: a label for each of its examples, None where it is not known.
+
+        Returns how many of the labels the model had predicted; 0 when this prediction had its labels before.
+
+        Raises:
+            InferenceError: the server does not know the prediction, or the number of labels is wrong.
+            DependencyUnavailableError: no answer.
+        """
+        body = json.dumps({PREDICTION_ID: prediction_id, "labels": list(labels)})
+        return int(self._ask("POST", f"/v2/models/{self.model}/feedback", body).json()["correct"])
 
     def _ask(self, method: str, path: str, body: str | None = None) -> httpx.Response:
         headers = {"Content-Type": "application/json"} if body else None

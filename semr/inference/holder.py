@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from semr.errors import SemrError
 from semr.inference.metrics import ServerMetrics
 from semr.inference.runtime import LoadedModel, load
+from semr.monitoring.observer import Observer
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class ModelHolder:
-    """Holds the current version of the model `name`; a request takes `current` once and keeps it to its end."""
+    """Holds the current version of the model `name`; a request takes `current` once and keeps it to its end.
+
+    `observer` is told about a version before the first request reaches it; one that only counts is made by default.
+    """
 
     name: str
     metrics: ServerMetrics
     current: LoadedModel | None = None
+    watched_by: InitVar[Observer | None] = None
+    observer: Observer = field(init=False, repr=False)
     #: Reason by version of the last switch that failed; empty once a switch has succeeded.
     problems: dict[str, str] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def __post_init__(self, watched_by: Observer | None) -> None:
+        self.observer = watched_by or Observer(self.name, self.metrics.sinks)
 
     def switch(self, version_or_alias: str) -> bool:
         """Load a version beside the current one and serve it; on failure keep the current one and say why.
@@ -38,6 +47,7 @@ class ModelHolder:
                 self.problems = {version_or_alias: str(error)}
                 self.metrics.load_failed(self.name, version_or_alias)
                 return False
+            self.observer.watch(loaded.ref)
             before = self.current.ref.version if self.current else None
             self.current, self.problems = loaded, {}
             self.metrics.switched(self.name, loaded.ref.version, before)

@@ -1,4 +1,4 @@
-"""What a model server counts. The instruments are named once; a sink brings them to Prometheus.
+"""How a model server's numbers come to Prometheus. The instruments are named once, in `instruments`; sinks export them.
 
 Alone, the server answers `/metrics` itself (`PrometheusSink`). In Ray Serve any replica may answer that path, so each also
 reports to Ray, whose agents export every replica's numbers (`RaySink`); the scrape configuration drops Ray's `ray_` prefix,
@@ -7,50 +7,41 @@ and rules see the same names from both hosts.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-
-@dataclass(frozen=True)
-class Instrument:
-    """Name, kind, help text, labels, and for a histogram its upper bounds."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    help: str
-    labels: tuple[str, ...] = ("model", "version")
-    buckets: tuple[float, ...] = ()
-
-
-REQUESTS = Instrument(
-    "semr_inference_requests_total", "counter", "Requests answered, by HTTP status.", ("model", "version", "status")
+from semr.inference.instruments import (
+    BATCH_SIZE,
+    INSTRUMENTS,
+    LATENCY,
+    LOAD_FAILURES,
+    MODEL_INFO,
+    REQUESTS,
+    Instrument,
 )
-LATENCY = Instrument(
-    "semr_inference_latency_seconds",
-    "histogram",
-    "Time from a parsed request to its answer, in seconds.",
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
-)
-BATCH_SIZE = Instrument(
-    "semr_inference_batch_size", "histogram", "Examples in a request.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
-)
-MODEL_INFO = Instrument("semr_model_info", "gauge", "1 for the model version that is served.")
-LOAD_FAILURES = Instrument(
-    "semr_model_load_failures_total", "counter", "Versions that could not be loaded and were not switched to."
-)
-INSTRUMENTS = (REQUESTS, LATENCY, BATCH_SIZE, MODEL_INFO, LOAD_FAILURES)
 
 Labels = Mapping[str, str]
+
+# Ray does not take 0 for a counter. A series has to be there before its first count, which `increase` would miss otherwise.
+_ALMOST_NOTHING = 1e-9
+# Ray drops a gauge that was not set in the last two reporting intervals, which are no shorter than 1 s.
+_GAUGE_REFRESH_SECONDS = 0.4
+
+Series = tuple[Instrument, tuple[tuple[str, str], ...]]
 
 
 class Sink(Protocol):
     """Where numbers go."""
 
     def record(self, instrument: Instrument, value: float, labels: Labels) -> None:
-        """Add to a counter, set a gauge, or observe in a histogram."""
+        """Add to a counter (0 makes it appear), set a gauge, or observe in a histogram."""
+
+    def forget(self, labels: Labels) -> None:
+        """Export no longer the gauges that have all of these labels."""
 
 
 class PrometheusSink:
@@ -59,6 +50,8 @@ class PrometheusSink:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._made = {each: self._make(each) for each in INSTRUMENTS}
+        self._gauges: set[Series] = set()
+        self._lock = threading.Lock()
 
     def record(self, instrument: Instrument, value: float, labels: Labels) -> None:
         """See `Sink`."""
@@ -66,9 +59,19 @@ class PrometheusSink:
         if isinstance(child, Counter):
             child.inc(value)
         elif isinstance(child, Gauge):
+            with self._lock:
+                self._gauges.add(_series(instrument, labels))
             child.set(value)
         else:
             child.observe(value)
+
+    def forget(self, labels: Labels) -> None:
+        """See `Sink`."""
+        with self._lock:
+            gone = [series for series in self._gauges if set(labels.items()) <= set(series[1])]
+            self._gauges.difference_update(gone)
+        for instrument, pairs in gone:
+            self._made[instrument].remove(*(dict(pairs)[name] for name in instrument.labels))
 
     def render(self) -> bytes:
         """All numbers in Prometheus' text format."""
@@ -91,16 +94,35 @@ class RaySink:
 
         self._metrics = metrics
         self._made = {each: self._make(each) for each in INSTRUMENTS}
+        self._gauges: dict[Series, float] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._refresh_gauges, name="semr-gauges", daemon=True).start()
 
     def record(self, instrument: Instrument, value: float, labels: Labels) -> None:
         """See `Sink`."""
         made, tags = self._made[instrument], dict(labels)
         if instrument.kind == "counter":
-            made.inc(value, tags=tags)
+            made.inc(max(value, _ALMOST_NOTHING), tags=tags)
         elif instrument.kind == "gauge":
-            made.set(value, tags=tags)
+            with self._lock:
+                self._gauges[_series(instrument, labels)] = value
+                made.set(value, tags=tags)
         else:
             made.observe(value, tags=tags)
+
+    def forget(self, labels: Labels) -> None:
+        """See `Sink`."""
+        with self._lock:
+            self._gauges = {
+                series: value for series, value in self._gauges.items() if not set(labels.items()) <= set(series[1])
+            }
+
+    def _refresh_gauges(self) -> None:
+        while True:
+            time.sleep(_GAUGE_REFRESH_SECONDS)
+            with self._lock:
+                for (instrument, pairs), value in self._gauges.items():
+                    self._made[instrument].set(value, tags=dict(pairs))
 
     def _make(self, instrument: Instrument) -> Any:  # noqa: ANN401 - Ray's metric types
         if instrument.kind == "counter":
@@ -112,11 +134,15 @@ class RaySink:
         )
 
 
+def _series(instrument: Instrument, labels: Labels) -> Series:
+    return instrument, tuple(sorted(labels.items()))
+
+
 class ServerMetrics:
     """The server's view: one call for each thing that happens."""
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
-        self._sinks = tuple(sinks)
+        self.sinks = tuple(sinks)
 
     def answered(self, model: str, version: str, status: int, seconds: float, batch_size: int | None) -> None:
         """A request to infer was answered after `seconds`; `batch_size` is None when it was not understood."""
@@ -137,5 +163,5 @@ class ServerMetrics:
         self._record(LOAD_FAILURES, 1, {"model": model, "version": version})
 
     def _record(self, instrument: Instrument, value: float, labels: Labels) -> None:
-        for sink in self._sinks:
+        for sink in self.sinks:
             sink.record(instrument, value, labels)

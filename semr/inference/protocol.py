@@ -31,6 +31,9 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "FP32": np.dtype(np.float32),
     "FP64": np.dtype(np.float64),
 }
+#: Parameter of an answer, to be sent back with feedback.
+PREDICTION_ID = "prediction_id"
+
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
@@ -154,6 +157,7 @@ class InferResponse(BaseModel):
     model_name: str
     model_version: str
     id: str | None = None
+    parameters: dict[str, Any] | None = None
     outputs: list[InferOutput]
 
 

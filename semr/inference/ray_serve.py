@@ -14,6 +14,8 @@ from ray import serve
 from semr.inference.app import ServerState, create_app
 from semr.inference.holder import ModelHolder
 from semr.inference.metrics import PrometheusSink, RaySink, ServerMetrics
+from semr.monitoring.observer import Observer
+from semr.settings import get_settings
 
 DEPLOYMENT = "ModelServer"
 IMPORT_PATH = f"{__name__}:build"
@@ -31,8 +33,14 @@ class ModelServer:
 
     def __init__(self, model: str) -> None:
         prometheus = PrometheusSink()
-        holder = ModelHolder(model, ServerMetrics([prometheus, RaySink()]))
-        self.state = ServerState(holder, prometheus)
+        metrics = ServerMetrics([prometheus, RaySink()])
+        observer = Observer.from_settings(model, metrics.sinks, get_settings())
+        self.state = ServerState(ModelHolder(model, metrics, watched_by=observer), prometheus)
+
+    def __del__(self) -> None:
+        # Serve calls this when it stops a replica: what is not recorded yet still can be.
+        if hasattr(self, "state"):
+            self.state.holder.observer.close()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Switch to `user_config["version"]`; a version that cannot be loaded is reported by the `ready` paths."""

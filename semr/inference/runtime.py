@@ -141,15 +141,35 @@ def _example(inputs: tuple[TensorMetadata, ...]) -> dict[str, Array]:
 
 def _keras_predict(model: Any, only_input: TensorMetadata, only_output: TensorMetadata) -> Predict:  # noqa: ANN401
     """The Keras model itself: `keras.Model.predict` sets up a data pipeline for each call and is 100 times slower."""
+    import keras  # noqa: PLC0415 - the model has imported it; models of other frameworks do without
+
     network = model.get_raw_model()
+    forward = _tensorflow_forward if keras.config.backend() == "tensorflow" else _any_forward
+    call = forward(network, only_input)
+    return lambda arrays: {only_output.name: call(arrays[only_input.name])}
+
+
+def _tensorflow_forward(network: Any, tensor: TensorMetadata) -> Callable[[Array], Array]:  # noqa: ANN401
+    """One graph for every batch size, safe in threads; measured: twice the requests a second of `predict_on_batch`."""
+    import tensorflow as tf  # noqa: PLC0415
+
+    shape = [None if size < 0 else size for size in tensor.shape]
+    dtype = DATATYPES[tensor.datatype]
+    signature = [tf.TensorSpec(shape, dtype)]
+    graph = tf.function(lambda batch: network(batch, training=False), input_signature=signature)
+    compiled = graph.get_concrete_function()
+    return lambda batch: np.asarray(compiled(tf.constant(batch, dtype)))
+
+
+def _any_forward(network: Any, _: TensorMetadata) -> Callable[[Array], Array]:  # noqa: ANN401
     # `predict_on_batch` compiles for each batch shape when first seen; the lock keeps threads from doing so twice.
     lock = threading.Lock()
 
-    def predict(arrays: dict[str, Array]) -> dict[str, Array]:
+    def call(batch: Array) -> Array:
         with lock:
-            return {only_output.name: np.asarray(network.predict_on_batch(arrays[only_input.name]))}
+            return np.asarray(network.predict_on_batch(batch))
 
-    return predict
+    return call
 
 
 def _pyfunc_predict(model: Any, inputs: tuple[TensorMetadata, ...], outputs: tuple[TensorMetadata, ...]) -> Predict:  # noqa: ANN401

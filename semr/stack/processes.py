@@ -61,6 +61,18 @@ def service_processes(stack_id: str, service: str, leader: int) -> list[psutil.P
     return [everyone[pid] for pid in sorted(found) if _is_alive(everyone[pid])]
 
 
+def listening_ports(processes: Iterable[psutil.Process]) -> set[int]:
+    """TCP ports on which the processes listen."""
+    ports: set[int] = set()
+    for process in processes:
+        try:
+            connections = process.net_connections(kind="tcp")
+        except _GONE:
+            continue
+        ports |= {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
+    return ports
+
+
 def end_processes(processes: Iterable[psutil.Process], grace_s: float) -> list[psutil.Process]:
     """Ask the processes to end, kill what is left after `grace_s` seconds.
 

@@ -31,7 +31,7 @@ from semr.stack.contract_file import write_contract
 from semr.stack.errors import StackError
 from semr.stack.log_files import limit_size
 from semr.stack.ports import PortOwner, allocate
-from semr.stack.processes import SERVICE_VARIABLE, end_processes, end_stack, service_processes
+from semr.stack.processes import SERVICE_VARIABLE, end_processes, end_stack, listening_ports, service_processes
 from semr.stack.services import build_services, port_requests
 from semr.stack.services.base import CHECK_TIMEOUT_S, NotReadyError, Service
 from semr.stack.state import StateFolder, read_identity, read_json, read_options, write_private
@@ -52,6 +52,8 @@ _BACK_OFF_FIRST_S = 1.0
 _BACK_OFF_LONGEST_S = 60.0
 # A service that was healthy for so long starts with a short pause again.
 _BACK_OFF_RESET_S = 60.0
+# What a check raises when the server does not answer as it should; ValueError: its answer is not JSON.
+_MISSES = (NotReadyError, httpx.HTTPError, OSError, ValueError)
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
@@ -114,6 +116,9 @@ class Supervisor:
                 reason = await self._watch(child, client)
             except OSError as error:  # such as a full disk
                 reason = f"cannot be started: {error}"
+            if self._stopping.is_set() and child.status.state is ServiceState.HEALTHY:
+                with suppress(*_MISSES, asyncio.TimeoutError):
+                    await asyncio.wait_for(child.service.tend(client), CHECK_TIMEOUT_S)
             await self._end(child)
             if self._stopping.is_set():
                 break
@@ -155,7 +160,7 @@ class Supervisor:
     async def _watch(self, child: _Child, client: httpx.AsyncClient) -> str:
         """Check the service until its process ends or it takes too long to start; returns which."""
         ended = asyncio.create_task(self._wait_for_end(child))
-        checks = asyncio.create_task(self._check_forever(child, client))
+        checks = asyncio.create_task(self._check_until(ended, child, client))
         await asyncio.wait({ended, checks}, return_when=asyncio.FIRST_COMPLETED)
         for task in (ended, checks):
             task.cancel()
@@ -180,26 +185,38 @@ class Supervisor:
             await asyncio.sleep(_POLL_S)
         return "asked to stop"
 
-    async def _check_forever(self, child: _Child, client: httpx.AsyncClient) -> str:
-        """Keep the service's state up to date; returns only when it takes too long to start."""
+    async def _check_until(self, ended: asyncio.Task[str], child: _Child, client: httpx.AsyncClient) -> str:
+        """Keep the service's state up to date until its process ends; earlier only when it takes too long to start."""
         give_up_at = time.monotonic() + _START_TIMEOUT_S
         tend_at = 0.0
         misses = 0
-        while True:
+        while not ended.done():
             try:
                 await child.service.check(client)
+                if child.status.state is not ServiceState.HEALTHY:
+                    await asyncio.to_thread(self._expect_own_ports, child)
                 self._passed(child)
                 misses = 0
                 if time.monotonic() >= tend_at:
                     tend_at = time.monotonic() + _TEND_S
                     await child.service.tend(client)
-            except (NotReadyError, httpx.HTTPError, OSError, ValueError) as error:
+            except _MISSES as error:
                 misses += 1
                 self._missed(child, misses, _describe_miss(error))
             starting = child.status.state is ServiceState.STARTING
             if starting and time.monotonic() >= give_up_at:
                 return f"not healthy within {_START_TIMEOUT_S:.0f} s ({child.status.detail})"
             await asyncio.sleep(_CHECK_STARTING_S if starting else _CHECK_HEALTHY_S)
+        return ended.result()
+
+    def _expect_own_ports(self, child: _Child) -> None:
+        process = child.process
+        if process is None:
+            raise NotReadyError("waiting for its process")
+        own = listening_ports(service_processes(self._context.identity.stack_id, child.service.name, process.pid))
+        foreign = sorted(child.service.owned_ports - own)
+        if foreign:
+            raise NotReadyError(f"another program listens on port {foreign[0]}")
 
     def _passed(self, child: _Child) -> None:
         if child.status.state is not ServiceState.HEALTHY:
@@ -245,12 +262,15 @@ class Supervisor:
         while True:
             await asyncio.sleep(_HOUSEKEEPING_S)
             folder = self._context.folder
-            if read_identity(folder) != self._context.identity:
-                _logger.warning("The state folder was removed or taken over: the stack ends.")
-                self._stopping.set()
-                return
-            for name in (*(child.service.name for child in self._children), "supervisor"):
-                limit_size(folder.log(name))
+            try:
+                if read_identity(folder) != self._context.identity:
+                    _logger.warning("The state folder was removed or taken over: the stack ends.")
+                    self._stopping.set()
+                    return
+                for name in (*(child.service.name for child in self._children), "supervisor"):
+                    limit_size(folder.log(name))
+            except OSError as error:
+                _logger.warning("The state folder cannot be read: %s", error)
             _reap_orphans({child.process.pid for child in self._children if child.process is not None})
 
     def _set(self, child: _Child, state: ServiceState, detail: str) -> None:

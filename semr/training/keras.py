@@ -2,11 +2,10 @@
 
 Every worker holds the whole model, `fit`s it on its own shard of the data, and averages gradients with the others before
 each optimizer step, so that the weights stay equal (synchronous data parallelism: Dean et al., "Large Scale Distributed
-Deep Networks", NIPS 2012, without its parameter server; ring all-reduce as in Patarasuk and Yuan, JPDC 2009).
+Deep Networks", NIPS 2012).
 
-Why not `MultiWorkerMirroredStrategy` with `fit`: Keras 3 does not support it (it fails on PerReplica values). The strategy
-is used for what does work, the cluster of TensorFlow servers and its collective operations, and the gradients are reduced
-by one collective a step over all of them as one flat vector.
+Why not `MultiWorkerMirroredStrategy`: Keras 3 does not support it with `fit` (it fails on PerReplica values), and its servers
+listen on every interface; see `semr.training.group`, which averages the gradients of a step as one flat vector.
 
 Each epoch ends with a checkpoint in the object store. A worker that dies makes Ray Train start the group again from the
 last one.
@@ -15,8 +14,9 @@ last one.
 from __future__ import annotations
 
 import json
-import os
+import logging
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from semr.errors import InvalidInputError, SemrError
+from semr.job_entry import join_cluster
 from semr.settings import get_settings
 from semr.storage import DatasetVersion, ObjectStore
+from semr.training.group import WorkerGroup, join_train_workers
+from semr.training.quiet_keras import import_keras
 
 if TYPE_CHECKING:
     import keras
@@ -37,10 +40,9 @@ Example = tuple[npt.NDArray[np.float32], npt.NDArray[Any]]
 
 _MODEL_FILE = "model.keras"
 _STATE_FILE = "state.json"
-# Keys of the collective operations: any constants, the same in every worker, different for tensors of different shape.
-_GROUP_KEY = 1
-_GRADIENTS_KEY = 1
-_METRICS_KEY = 2
+# Logical CPUs of a task that reads data. Little, since it mostly waits for the object store, and since workers that occupy
+# the rest of a small cluster wait for it: with one CPU each they would wait for ever.
+_CPUS_TO_READ = 0.1
 
 
 class TrainingFailedError(SemrError):
@@ -101,17 +103,18 @@ def fit(
     """
     import ray.data  # noqa: PLC0415 - Ray takes seconds to import; only a job's driver needs it
     import ray.train  # noqa: PLC0415
-    from ray.train.tensorflow import TensorflowTrainer  # noqa: PLC0415
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # noqa: PLC0415
 
     store = ObjectStore.from_settings()
-    store.check()
     for split in ("train", "validation"):
         rows = dataset.splits.get(split, 0)
         if rows < plan.workers:
             raise InvalidInputError(
                 f"Split {split!r} of {dataset.uri} has {rows} rows; {plan.workers} workers need more."
             )
-    trainer = TensorflowTrainer(
+    join_cluster()
+    # Not TensorflowTrainer: it loads TensorFlow in the driver and in the controller, 6 s each, to start its servers.
+    trainer = DataParallelTrainer(
         _train_loop,
         train_loop_config={
             **asdict(plan),
@@ -122,7 +125,11 @@ def fit(
         },
         scaling_config=ray.train.ScalingConfig(num_workers=plan.workers),
         datasets={
-            split: ray.data.read_parquet(store.paths(dataset, split), filesystem=store.filesystem)
+            split: ray.data.read_parquet(
+                store.paths(dataset, split),
+                filesystem=store.filesystem,
+                ray_remote_args={"num_cpus": _CPUS_TO_READ},
+            )
             for split in ("train", "validation")
         },
         run_config=ray.train.RunConfig(
@@ -131,31 +138,43 @@ def fit(
             storage_filesystem=store.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=plan.max_restarts),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
         result = trainer.fit()
     except (ray.train.TrainingFailedError, ray.exceptions.RayError, OSError) as error:
-        store.check()  # a dead object store is the likeliest cause: name it rather than Ray's last symptom
+        # A dead server is the likeliest cause: name it rather than Ray's last symptom.
+        _check_servers(run_id)
         raise TrainingFailedError(_root_cause(error)) from error
     return {name: float(value) for name, value in (result.metrics or {}).items()}
+
+
+def _check_servers(run_id: str) -> None:
+    """Raise `DependencyUnavailableError` for a server that is away; in a restart this comes before all that takes time."""
+    from semr import tracking  # noqa: PLC0415
+
+    ObjectStore.from_settings().check()
+    with tracking.named_errors():
+        tracking.connect().get_run(run_id)
 
 
 def _train_loop(config: dict[str, Any]) -> None:
     """What each worker runs; `config` is the `train_loop_config` of `fit`."""
     import ray.train  # noqa: PLC0415
 
-    context = ray.train.get_context()
-    workers, rank = context.get_world_size(), context.get_world_rank()
-    group = _WorkerGroup(workers)
-
-    import keras  # noqa: PLC0415 - after TensorFlow has joined the group
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train has set it to INFO, and tells of every report
+    _check_servers(config["run_id"])
+    group = join_train_workers()
+    import_keras()
+    import keras  # noqa: PLC0415
     import tensorflow as tf  # noqa: PLC0415
 
     keras.utils.set_random_seed(config["seed"])
     checkpoint = ray.train.get_checkpoint()
     model, first_epoch = _restore(checkpoint) if checkpoint else (config["build_model"](), 0)
-    group.average_gradients(model.optimizer)
+    if group.size > 1:
+        _average_gradients(model, group)
 
     to_example = config["to_example"]
     shards = {split: ray.train.get_dataset_shard(split) for split in ("train", "validation")}
@@ -165,7 +184,7 @@ def _train_loop(config: dict[str, Any]) -> None:
 
     def train_batches() -> Iterator[Example]:
         # The buffer holds a worker's whole shard of a small dataset and a window of 10,000 rows of a large one.
-        rows = min(10_000, config["train_rows"] // workers)
+        rows = min(10_000, config["train_rows"] // group.size)
         yield from map(
             to_example,
             shards["train"].iter_batches(
@@ -179,11 +198,18 @@ def _train_loop(config: dict[str, Any]) -> None:
         yield from map(to_example, shards["validation"].iter_batches(batch_size=256))
 
     class EpochEnd(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore]
+        def on_epoch_begin(self, index: int, logs: dict[str, float] | None = None) -> None:
+            self.started = time.monotonic()
+
         def on_epoch_end(self, index: int, logs: dict[str, float] | None = None) -> None:
             nonlocal epoch
-            metrics = group.average(logs or {})
-            _report(model, index, metrics, config["run_id"] if rank == 0 else None)
             epoch = index + 1
+            metrics = _average(logs or {}, group)
+            if group.rank == 0:
+                numbers = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+                seconds = time.monotonic() - self.started
+                print(f"epoch {epoch}/{config['epochs']} {numbers} ({seconds:.1f} s)", flush=True)
+            _report(model, epoch, metrics, config["run_id"] if group.rank == 0 else None)
 
     model.fit(
         tf.data.Dataset.from_generator(train_batches, output_signature=signature).prefetch(2),
@@ -194,86 +220,67 @@ def _train_loop(config: dict[str, Any]) -> None:
         shuffle=False,  # the batches come shuffled
         verbose=0,
     )
-    if rank == 0:
+    group.close()
+    if group.rank == 0:
         _log_model(model, example_x, config["run_id"])
 
 
-class _WorkerGroup:
-    """This worker's membership in the group of TensorFlow servers that Ray Train has described in `TF_CONFIG`."""
+def _average_gradients(model: keras.Model, group: WorkerGroup) -> None:
+    """Make the model's optimizer average the gradients of all workers before each step.
 
-    def __init__(self, workers: int) -> None:
-        os.environ["KERAS_BACKEND"] = "tensorflow"
-        os.environ["TF_USE_LEGACY_KERAS"] = "0"  # Ray Train asks for Keras 2, which this is not
-        import tensorflow as tf  # noqa: PLC0415
+    The instance's `apply` is replaced, not its class, so that the optimizer is saved under its own name.
+    """
+    import tensorflow as tf  # noqa: PLC0415
 
-        self._tf = tf
-        self._workers = workers
-        # Must outlive training: it owns the server. Collectives need it before any other operation runs.
-        self._strategy = tf.distribute.MultiWorkerMirroredStrategy() if workers > 1 else None
+    optimizer = model.optimizer
+    plain_apply = optimizer.apply
+    model.jit_compile = False  # XLA compiles no calls of Python functions
 
-    def average_gradients(self, optimizer: keras.Optimizer) -> None:
-        """Make `optimizer` average the gradients of all workers before each step.
-
-        The instance's `apply` is replaced, not its class, so that the optimizer is saved under its own name.
-        """
-        if self._workers == 1:
-            return
-        tf = self._tf
-        plain_apply = optimizer.apply
-
-        def apply(gradients: list[Any], trainable_variables: list[Any] | None = None) -> None:
-            flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
-            sizes = [gradient.shape.num_elements() for gradient in gradients]
-            averaged = tf.split(self._sum(flat, _GRADIENTS_KEY) / self._workers, sizes)
-            plain_apply(
-                [tf.reshape(part, gradient.shape) for part, gradient in zip(averaged, gradients, strict=True)],
-                trainable_variables,
-            )
-
-        optimizer.apply = apply
-
-    def average(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Mean over the workers of each metric; right for means over shards of equal size, which Ray Train's are."""
-        if self._workers == 1:
-            return dict(metrics)
-        names = sorted(metrics)
-        values = self._tf.constant([metrics[name] for name in names], dtype=self._tf.float32)
-        means = self._sum(values, _METRICS_KEY).numpy() / self._workers
-        return dict(zip(names, means.tolist(), strict=True))
-
-    def _sum(self, vector: Any, key: int) -> Any:  # noqa: ANN401 - TensorFlow's tensors
-        return self._tf.raw_ops.CollectiveReduceV2(
-            input=vector,
-            group_size=self._workers,
-            group_key=_GROUP_KEY,
-            instance_key=key,
-            ordering_token=[],
-            merge_op="Add",
-            final_op="Id",
-            communication_hint="RING",
+    def apply(gradients: list[Any], trainable_variables: list[Any] | None = None) -> None:
+        flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients], axis=0)
+        sizes = [gradient.shape.num_elements() for gradient in gradients]
+        averaged = tf.numpy_function(group.mean, [flat], tf.float32, stateful=True)
+        averaged.set_shape(flat.shape)
+        plain_apply(
+            [
+                tf.reshape(part, gradient.shape)
+                for part, gradient in zip(tf.split(averaged, sizes), gradients, strict=True)
+            ],
+            trainable_variables,
         )
+
+    optimizer.apply = apply
+
+
+def _average(metrics: Mapping[str, float], group: WorkerGroup) -> dict[str, float]:
+    """Mean over the workers of each metric; right for means over shards of equal size, which Ray Train's are."""
+    names = sorted(metrics)
+    means = group.mean(np.array([metrics[name] for name in names], dtype=np.float32))
+    return dict(zip(names, means.tolist(), strict=True))
 
 
 def _any_batch(tf: Any, array: npt.NDArray[Any]) -> Any:  # noqa: ANN401 - TensorFlow's module and types
     return tf.TensorSpec(shape=(None, *array.shape[1:]), dtype=array.dtype)
 
 
-def _report(model: keras.Model, epoch: int, metrics: dict[str, float], run_id: str | None) -> None:
+def _report(model: keras.Model, epochs_done: int, metrics: dict[str, float], run_id: str | None) -> None:
     """End an epoch: every worker takes part; the one with `run_id` logs the curve and keeps the checkpoint."""
     import ray.train  # noqa: PLC0415
 
     if run_id is None:
         ray.train.report(metrics)
         return
+    from mlflow.entities import Metric  # noqa: PLC0415
+
     from semr import tracking  # noqa: PLC0415
 
     with tracking.named_errors():
-        client = tracking.connect()
-        for name, value in metrics.items():
-            client.log_metric(run_id, name, value, step=epoch + 1)
+        now = int(time.time() * 1000)
+        curve = [Metric(name, value, now, epochs_done) for name, value in metrics.items()]
+        tracking.connect().log_batch(run_id, metrics=curve)
     with tempfile.TemporaryDirectory(prefix="semr-checkpoint-") as folder:
         model.save(Path(folder, _MODEL_FILE))
-        Path(folder, _STATE_FILE).write_text(json.dumps({"epochs_done": epoch + 1}))
+        Path(folder, _STATE_FILE).write_text(json.dumps({"epochs_done": epochs_done}))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -295,6 +302,8 @@ def _log_model(model: keras.Model, example: npt.NDArray[np.float32], run_id: str
 
     from semr import tracking  # noqa: PLC0415
 
+    # It complains about a missing pip, which environments made by uv do not have.
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     with tracking.named_errors():
         tracking.connect()
         with mlflow.start_run(run_id=run_id):

@@ -118,6 +118,20 @@ def test_up_that_was_killed_is_taken_over(semr: Semr, folder: Path, leftovers: L
     assert leftovers(folder) == []
 
 
+def test_two_ups_at_once_start_one_stack(semr: Semr, folder: Path, leftovers: Leftovers) -> None:
+    starts = [semr.start("up", "--dir", str(folder)) for _ in range(2)]
+    outputs = [start.communicate(timeout=400)[0] for start in starts]
+    assert [start.returncode for start in starts] == [0, 0], outputs
+    supervisors = [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if "semr.stack.supervisor" in (process.info["cmdline"] or []) and str(folder) in process.info["cmdline"]
+    ]
+    assert len(supervisors) == 1
+    assert semr("down", "--dir", str(folder)).returncode == 0
+    assert leftovers(folder) == []
+
+
 def test_down_ends_an_up_in_progress(semr: Semr, folder: Path, leftovers: Leftovers) -> None:
     start = semr.start("up", "--dir", str(folder))
     time.sleep(4)

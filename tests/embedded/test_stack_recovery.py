@@ -12,6 +12,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -65,6 +66,14 @@ def _identity(folder: Path) -> Identity:
 def _processes(folder: Path) -> list[psutil.Process]:
     identity = _identity(folder)
     return stack_processes(identity.stack_id, Path(identity.runtime))
+
+
+def _cut_power(folder: Path) -> None:
+    processes = _processes(folder)
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # the death of one ends others
+            process.kill()
+    assert psutil.wait_procs(processes, timeout=20)[1] == []
 
 
 def _service(folder: Path, name: str) -> ServiceStatus:
@@ -165,7 +174,8 @@ def test_killed_worker_of_mlflow_is_restarted(shared: Path) -> None:
     workers = psutil.Process(before.pid).children(recursive=True)
     assert workers
     for worker in workers:
-        worker.kill()
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
     _wait_for_restart(shared, "mlflow", before.restarts)
     _assert_data(shared)
 
@@ -214,7 +224,6 @@ def test_down_and_up_keep_everything(shared: Path, semr: Semr, leftovers: Leftov
     _put_data(shared)
     _deploy(shared, "down and up")
     _wait_for_word(shared, "down and up")
-    time.sleep(8)  # the supervisor saves the applications every 5 s
     ports = (shared / "ports.json").read_text()
     ended = semr("down", "--dir", str(shared))
     assert ended.returncode == 0, ended.stderr
@@ -231,8 +240,9 @@ def test_down_and_up_keep_everything(shared: Path, semr: Semr, leftovers: Leftov
 
 def test_killed_supervisor_takes_all_with_it(shared: Path, semr: Semr, leftovers: Leftovers) -> None:
     _put_data(shared)
-    supervisor = json.loads((shared / "status.json").read_text())["supervisor_pid"]
-    os.kill(supervisor, signal.SIGKILL)
+    supervisor = psutil.Process(json.loads((shared / "status.json").read_text())["supervisor_pid"])
+    supervisor.kill()
+    supervisor.wait(10)
     assert control.status(shared).state is StackState.STOPPED
     assert semr("down", "--dir", str(shared)).returncode == 0
     assert leftovers(shared) == []
@@ -243,10 +253,7 @@ def test_killed_supervisor_takes_all_with_it(shared: Path, semr: Semr, leftovers
 def test_power_cut(shared: Path, semr: Semr) -> None:
     """Everything dies at once; the state folder still says that the stack is up, and a stranger has the supervisor's pid."""
     _put_data(shared)
-    processes = _processes(shared)
-    for process in processes:
-        process.kill()
-    psutil.wait_procs(processes, timeout=10)
+    _cut_power(shared)
     assert (shared / "env").exists()
     recorded = json.loads((shared / "status.json").read_text())
     recorded["supervisor_pid"] = os.getpid()
@@ -259,10 +266,7 @@ def test_power_cut(shared: Path, semr: Semr) -> None:
 
 
 def test_half_written_state_is_recovered(shared: Path, semr: Semr) -> None:
-    processes = _processes(shared)
-    for process in processes:
-        process.kill()
-    psutil.wait_procs(processes, timeout=10)
+    _cut_power(shared)
     for name in ("status.json", "ports.json", "options.json"):
         (shared / name).write_text('{"half": ')
     (shared / "lock").write_text("stale")

@@ -26,6 +26,7 @@ COMPLETE = {
     "SEMR_PROMETHEUS_URL": "http://127.0.0.1:9090",
     "SEMR_ALERTMANAGER_URL": "http://127.0.0.1:9093",
     "SEMR_EVOLUTION_URL": "http://127.0.0.1:8500",
+    "SEMR_EVOLUTION_TOKEN": "the-evolution-token",
     "SEMR_FLYTE_ENDPOINT": "localhost:30080",
     "SEMR_FLYTE_PROJECT": "semr",
     "SEMR_FLYTE_DOMAIN": "production",
@@ -143,7 +144,8 @@ def test_unknown_variables_are_ignored(tmp_path: Path) -> None:
 def test_secrets_are_never_shown(tmp_path: Path) -> None:
     settings = load_settings(env_file(tmp_path / "env", **COMPLETE))
     for text in (repr(settings), str(settings), f"{settings.model_dump()}", settings.model_dump_json()):
-        assert "the-secret-key" not in text and "the-ray-token" not in text
+        for secret in ("the-secret-key", "the-ray-token", "the-evolution-token"):
+            assert secret not in text
 
 
 def test_contract_gives_back_what_filled_it(tmp_path: Path) -> None:
@@ -156,6 +158,7 @@ def test_secret_variables_are_part_of_the_contract() -> None:
         "SEMR_OBJECT_STORE_ACCESS_KEY",
         "SEMR_OBJECT_STORE_SECRET_KEY",
         "SEMR_RAY_AUTH_TOKEN",
+        "SEMR_EVOLUTION_TOKEN",
     }
 
 

@@ -61,7 +61,8 @@ class Distortion:
             "noise": lambda each: each + rng.normal(0, self.strength, each.shape).astype(np.float32),
             "classes": lambda each: each,
         }[self.kind]
-        return np.clip(change(pictures), 0, 1).astype(np.float32)
+        changed: Pictures = np.clip(change(pictures), 0, 1).astype(np.float32)
+        return changed
 
 
 def jitter(pictures: Pictures, rng: np.random.Generator) -> Pictures:
@@ -74,4 +75,5 @@ def jitter(pictures: Pictures, rng: np.random.Generator) -> Pictures:
         )
         for picture in pictures
     ]
-    return np.clip(np.stack(moved), 0, 1).astype(np.float32)
+    placed: Pictures = np.clip(np.stack(moved), 0, 1).astype(np.float32)
+    return placed

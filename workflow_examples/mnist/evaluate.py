@@ -10,6 +10,7 @@ import numpy as np
 from semr.evaluation import judge_classifier
 from semr.job_entry import job_main
 from semr.storage import ObjectStore
+from semr.training.quiet_keras import import_keras
 from workflow_examples.mnist.model import to_input
 from workflow_examples.mnist.prepare import DATASET
 
@@ -24,6 +25,7 @@ class EvaluateConfig:
 
 def evaluate(config: EvaluateConfig) -> None:
     """Log accuracy, log loss, macro F1, the report by class and the confusion matrix."""
+    import_keras()
     import mlflow  # noqa: PLC0415 - seconds to import; the configuration above is imported by workflow tasks too
     import mlflow.tensorflow  # noqa: PLC0415
 

@@ -34,6 +34,23 @@ def build_model(learning_rate: float = 1e-3) -> keras.Model:
         ],
         name="mnist",
     )
+    return _compiled(model, learning_rate)
+
+
+def warm_start(uri: str, learning_rate: float) -> keras.Model:
+    """The network of a registered version, as `models:/mnist/3`, to be trained further with a fresh optimizer."""
+    import mlflow.tensorflow  # noqa: PLC0415
+
+    from semr import tracking  # noqa: PLC0415
+
+    with tracking.named_errors():
+        tracking.connect()
+        return _compiled(mlflow.tensorflow.load_model(uri), learning_rate)
+
+
+def _compiled(model: keras.Model, learning_rate: float) -> keras.Model:
+    import keras  # noqa: PLC0415
+
     model.compile(
         optimizer=keras.optimizers.Adam(learning_rate),
         loss="sparse_categorical_crossentropy",

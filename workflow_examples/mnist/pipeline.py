@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from semr.deployment.ray_serve import RayServeTarget
 from semr.deployment.verification import ProbeReport, check_or_restore, probe_classifier
-from semr.errors import InvalidInputError, SemrError
+from semr.errors import SemrError
 from semr.evaluation import HOLDOUT_ACCURACY
 from semr.job_entry import config_argument
-from semr.jobs import RayJobs
+from semr.jobs import JobResult, RayJobs
 from semr.registry import ModelVersionRef, Registry
 from semr.settings import get_settings
 from semr.storage import ObjectStore
@@ -49,8 +49,9 @@ def ingest(source: str, limit: int = 0) -> str:
 
 def prepare(raw_version: str, say: Say = print) -> str:
     """Divide a raw version into train, validation and holdout; returns the version of `mnist`."""
-    result = RayJobs().run(f"{__package__}.prepare", config_argument(PrepareConfig(raw_version)), on_line=say)
-    return _tag_of_run(result.run_id, "semr.dataset.version")
+    return dataset_version_of(
+        RayJobs().run(f"{__package__}.prepare", config_argument(PrepareConfig(raw_version)), on_line=say)
+    )
 
 
 def train(config: TrainConfig, say: Say = print) -> str:
@@ -78,11 +79,13 @@ def evaluate(run_id: str, dataset_version: str, least_accuracy: float, say: Say 
     return accuracy
 
 
-def register(run_id: str, model_name: str, dataset_version: str) -> ModelVersionRef:
+def register(
+    run_id: str, model_name: str, dataset_version: str, dataset: str = DATASET, trigger: str = "human"
+) -> ModelVersionRef:
     """Register the run's model as `challenger`, with its lineage."""
     registry = Registry()
     champion = registry.find(model_name, "champion")
-    lineage = {"semr.dataset.version": dataset_version, "semr.trigger": "human"}
+    lineage = {"semr.dataset.name": dataset, "semr.dataset.version": dataset_version, "semr.trigger": trigger}
     if champion is not None:
         lineage["semr.parent.version"] = champion.version
     return registry.register(run_id, model_name, tags=lineage)
@@ -114,15 +117,14 @@ def probe(deployment: Deployment, dataset_version: str, requests: int) -> ProbeR
     return probe_classifier(deployment.url, deployment.model.name, images, holdout["label"].to_numpy(), requests)
 
 
-def _tag_of_run(run_id: str | None, tag: str) -> str:
+def dataset_version_of(job: JobResult) -> str:
+    """Version of the dataset that a job has written, which it left in its MLflow run."""
     from semr import tracking  # noqa: PLC0415 - MLflow takes a second to import
 
-    if run_id is None:
-        raise InvalidInputError(
-            "The job left no MLflow run: SEMR_MLFLOW_URI must name the same server here and in Ray."
-        )
+    if job.run_id is None:
+        raise SemrError(f"Job {job.job_id} succeeded but left no MLflow run: do Ray and this process use one MLflow?")
     with tracking.named_errors():
-        return str(tracking.connect(get_settings()).get_run(run_id).data.tags[tag])
+        return str(tracking.connect(get_settings()).get_run(job.run_id).data.tags[tracking.DATASET_TAG])
 
 
 def _metric_of_run(run_id: str, metric: str) -> float:

@@ -8,15 +8,17 @@ can be in the training data.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from semr.job_entry import job_main, tracked_run
+from semr.job_entry import job_main, join_cluster, tracked_run
 from semr.storage import ObjectStore, Part
 
 DATASET = "mnist"
@@ -32,11 +34,13 @@ class PrepareConfig:
     raw_version: str
 
 
-def assign_splits(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.str_]:
+def assign_splits(
+    images: npt.NDArray[np.uint8], shares: Mapping[str, float] = MappingProxyType(SHARES)
+) -> npt.NDArray[np.str_]:
     """Split of each picture of (rows, 784), from a hash of its pixels: equal pictures, equal splits."""
     digests = [int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest(), "big") / 2**64 for row in images]
-    bounds = np.cumsum(list(SHARES.values()))[:-1]
-    return np.array(list(SHARES))[np.searchsorted(bounds, digests, side="right")]
+    bounds = np.cumsum(list(shares.values()))[:-1]
+    return np.array(list(shares))[np.searchsorted(bounds, digests, side="right")]
 
 
 def prepare(config: PrepareConfig) -> None:
@@ -48,6 +52,7 @@ def prepare(config: PrepareConfig) -> None:
 
     store = ObjectStore.from_settings()
     raw = store.dataset(f"{DATASET}-raw", config.raw_version)
+    join_cluster()
     with tracked_run(EXPERIMENT, "prepare"):
         mlflow.log_params(
             {"raw_version": raw.version, "source": raw.source, **{f"share_{k}": v for k, v in SHARES.items()}}

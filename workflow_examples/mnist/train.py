@@ -6,16 +6,29 @@ import functools
 import sys
 from dataclasses import asdict, dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from semr.job_entry import job_main, tracked_run
-from semr.storage import ObjectStore
+from semr.monitoring.drift import log_reference_window
+from semr.storage import DatasetVersion, ObjectStore
 from semr.training.keras import TrainingPlan, fit
-from workflow_examples.mnist.model import build_model, to_example
+from workflow_examples.mnist.model import build_model, to_example, to_input, warm_start
 from workflow_examples.mnist.prepare import DATASET, EXPERIMENT
+
+# Enough for ten bins a feature to be known to a few per mille; more would make the chance level of drift no smaller in use.
+_REFERENCE_ROWS = 10_000
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What to train on and how; see `semr.training.keras.TrainingPlan`."""
+    """What to train on and how; see `semr.training.keras.TrainingPlan`.
+
+    Attributes:
+        dataset_version: version of `dataset`.
+        warm_start: model to start from, as `models:/mnist/3`; "" starts from random weights.
+        dataset: with the splits `train` and `validation`.
+    """
 
     dataset_version: str
     epochs: int = 20
@@ -23,6 +36,8 @@ class TrainConfig:
     learning_rate: float = 2e-3
     workers: int = 2
     seed: int = 0
+    warm_start: str = ""
+    dataset: str = DATASET
 
 
 def train(config: TrainConfig) -> None:
@@ -31,15 +46,27 @@ def train(config: TrainConfig) -> None:
 
     from semr.tracking import DATASET_TAG  # noqa: PLC0415
 
-    dataset = ObjectStore.from_settings().dataset(DATASET, config.dataset_version)
+    store = ObjectStore.from_settings()
+    dataset = store.dataset(config.dataset, config.dataset_version)
     plan = TrainingPlan(config.epochs, config.batch_size, config.workers, config.seed)
     with tracked_run(EXPERIMENT, "train", system_metrics=True) as run_id:
         mlflow.log_params(asdict(config))
         mlflow.set_tags(
             {DATASET_TAG: dataset.version, "semr.dataset.uri": dataset.uri, "semr.dataset.source": dataset.source}
         )
-        metrics = fit(functools.partial(build_model, config.learning_rate), to_example, dataset, plan, run_id)
+        if config.warm_start:
+            build = functools.partial(warm_start, config.warm_start, config.learning_rate)
+        else:
+            build = functools.partial(build_model, config.learning_rate)
+        metrics = fit(build, to_example, dataset, plan, run_id)
+        log_reference_window(run_id, _reference_inputs(store, dataset), "image_moments")
         print(f"run {run_id}: {metrics}")
+
+
+def _reference_inputs(store: ObjectStore, dataset: DatasetVersion) -> npt.NDArray[np.float32]:
+    """What the model was trained on, as the server will see inputs: the first pictures of the training split."""
+    images = store.read(dataset, "train", ["image"]).slice(0, _REFERENCE_ROWS)["image"].combine_chunks()
+    return to_input(images.flatten().to_numpy())
 
 
 if __name__ == "__main__":

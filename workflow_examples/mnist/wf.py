@@ -14,47 +14,47 @@ from workflow_examples.mnist import pipeline
 from workflow_examples.mnist.train import TrainConfig
 
 # Tasks wait for Ray jobs and REST calls; the work itself is done on Ray.
-_SMALL = Resources(cpu="500m", mem="1Gi")
+SMALL = Resources(cpu="500m", mem="1Gi")
 
 
-@task(requests=_SMALL)
+@task(requests=SMALL)
 def ingest(source: str, limit: int) -> str:
     """Raw pictures into the object store."""
     return pipeline.ingest(source, limit)
 
 
-@task(requests=_SMALL)
+@task(requests=SMALL)
 def prepare(raw_version: str) -> str:
     """Split into train, validation and holdout on Ray Data."""
     return pipeline.prepare(raw_version)
 
 
-@task(requests=_SMALL)
+@task(requests=SMALL)
 def train(dataset_version: str, epochs: int, batch_size: int, learning_rate: float, workers: int, seed: int) -> str:
     """Train data-parallel on Ray Train; returns the MLflow run."""
     return pipeline.train(TrainConfig(dataset_version, epochs, batch_size, learning_rate, workers, seed))
 
 
-@task(requests=_SMALL)
+@task(requests=SMALL)
 def evaluate(run_id: str, dataset_version: str, least_accuracy: float) -> float:
     """Holdout accuracy of the run's model."""
     return pipeline.evaluate(run_id, dataset_version, least_accuracy)
 
 
-@task(requests=_SMALL)
+@task(requests=SMALL)
 def register(run_id: str, model_name: str, dataset_version: str, accuracy: float) -> ModelVersionRef:
     """A new version of the registered model; `accuracy` makes it wait for the evaluation."""
     print(f"registering run {run_id}, holdout accuracy {accuracy:.4f}")
     return pipeline.register(run_id, model_name, dataset_version)
 
 
-@task(requests=_SMALL)
+@task(requests=SMALL)
 def deploy(model: ModelVersionRef, replicas: int) -> pipeline.Deployment:
     """Serve the version on Ray Serve."""
     return pipeline.deploy(model, replicas)
 
 
-@task(requests=_SMALL)
+@task(requests=SMALL)
 def verify(deployment: pipeline.Deployment, dataset_version: str) -> ProbeReport:
     """Real requests with real pictures; decides whether the version becomes champion."""
     return pipeline.verify(deployment, dataset_version)

@@ -43,6 +43,11 @@ class Service(ABC):
         """Where it answers."""
 
     @property
+    def owned_ports(self) -> set[int]:
+        """Ports on which its own processes must listen: an answer could also come from another program."""
+        return {httpx.URL(self.url).port or 0}
+
+    @property
     def note(self) -> str:
         """What a person should know about it while it is healthy."""
         return ""
@@ -68,7 +73,7 @@ class Service(ABC):
         """
 
     async def tend(self, client: httpx.AsyncClient) -> None:  # noqa: B027 a hook
-        """Regular work while it is healthy; may raise what `check` raises."""
+        """Regular work while it is healthy, and once before it ends; may raise what `check` raises."""
 
     def clean_up(self) -> None:  # noqa: B027 a hook
         """Remove what it left behind, after it ended."""

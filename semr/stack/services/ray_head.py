@@ -74,6 +74,11 @@ class RayService(Service):
         return self.temporary_folder / "prom_metrics_service_discovery.json"
 
     @property
+    def owned_ports(self) -> set[int]:
+        """Dashboard and Serve."""
+        return {self.port("ray-dashboard"), self.port("ray-serve")}
+
+    @property
     def note(self) -> str:
         """Serve's address, since the service's URL is the dashboard's."""
         return f"Serve at {self.serve_url}"

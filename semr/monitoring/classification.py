@@ -1,0 +1,39 @@
+"""What a model said, as classes: the common ground of prediction counts, feedback and recording."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+# Softmax in half precision is off by less than this.
+_SUM_TOLERANCE = 5e-3
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Classes (rows,) int64, and the probability (rows,) of each, None when the model does not tell."""
+
+    classes: npt.NDArray[np.int64]
+    confidences: npt.NDArray[np.float64] | None
+
+
+def classify(outputs: Mapping[str, npt.NDArray[Any]]) -> Classification | None:
+    """The classes in the outputs of a classifier, None when no output looks like classes.
+
+    The first output counts that is either (rows, classes) with probabilities that add up to 1, or (rows,) of integers.
+    """
+    for output in outputs.values():
+        if output.ndim == 2 and output.shape[1] > 1 and output.dtype.kind == "f" and _are_probabilities(output):
+            return Classification(output.argmax(axis=1).astype(np.int64), output.max(axis=1).astype(np.float64))
+        if output.ndim == 1 and output.dtype.kind in "iu":
+            return Classification(output.astype(np.int64), None)
+    return None
+
+
+def _are_probabilities(output: npt.NDArray[Any]) -> bool:
+    sums = output.sum(axis=1, dtype=np.float64)
+    return bool((output >= 0).all() and (np.abs(sums - 1) <= _SUM_TOLERANCE).all())

@@ -1,0 +1,130 @@
+"""Ray job: what the served model has seen lately, with its labels, and a share of what the champion learned from before.
+
+The result is a version of the dataset `mnist-recent` with the splits
+
+- `train`, `validation`: recent pictures and replayed ones, so that the challenger learns the new without forgetting the old
+  (experience replay; Rolnick et al., "Experience Replay for Continual Learning", NeurIPS 2019),
+- `holdout`: recent pictures that are in neither, on which challenger and champion are compared,
+- `holdout_old`: the champion's own holdouts, by reference.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from semr.errors import InvalidInputError
+from semr.job_entry import job_main, join_cluster, tracked_run
+from semr.monitoring.live_data import read_labelled_window
+from semr.storage import DatasetVersion, ObjectStore, Part
+from workflow_examples.mnist.prepare import EXPERIMENT, assign_splits
+
+DATASET = "mnist-recent"
+SHARES = {"train": 0.6, "validation": 0.1, "holdout": 0.3}
+_OLD = "holdout_old"
+
+
+@dataclass(frozen=True)
+class RecentConfig:
+    """What to gather.
+
+    Attributes:
+        model: registered model, whose live window is read.
+        champion_dataset: dataset that the champion was trained on.
+        champion_dataset_version: its version.
+        window_seconds: age of the oldest picture that counts as recent.
+        most_rows: no more recent pictures than this, the newest first.
+        least_rows: with fewer there is nothing to learn from.
+        replay_share: share of replayed pictures in the training split, 0 to below 1.
+    """
+
+    model: str
+    champion_dataset: str
+    champion_dataset_version: str
+    window_seconds: float
+    most_rows: int = 20_000
+    least_rows: int = 200
+    replay_share: float = 0.5
+
+
+def gather(config: RecentConfig) -> None:
+    """Write the dataset version and leave it in this job's MLflow run."""
+    import mlflow  # noqa: PLC0415 - not needed by Ray's tasks, which import this module too
+
+    from semr.tracking import DATASET_TAG  # noqa: PLC0415
+
+    if not 0 <= config.replay_share < 1:
+        raise InvalidInputError(f"replay_share must be in 0 to below 1, not {config.replay_share}.")
+    store = ObjectStore.from_settings()
+    old = store.dataset(config.champion_dataset, config.champion_dataset_version)
+    window = read_labelled_window(store, config.model, since_seconds=config.window_seconds, max_rows=config.most_rows)
+    if len(window) < config.least_rows:
+        raise InvalidInputError(
+            f"Only {len(window)} labelled pictures in the last {config.window_seconds:g} s; "
+            f"{config.least_rows} are needed to learn from."
+        )
+    join_cluster()
+    with tracked_run(EXPERIMENT, "gather recent"):
+        recent = _recent_splits(window)
+        parts = [store.write_part(DATASET, table, split) for split, table in recent.items() if len(table)]
+        parts += _replay(store, old, config.replay_share, len(recent["train"]))
+        parts += [_by_reference(part) for part in old.parts if part.split in ("holdout", _OLD)]
+        source = f"live window of {config.model}: {len(window)} pictures, and {old.name} {old.version}"
+        version = store.commit(DATASET, parts, recent["train"].schema, source=source, parents=(old.version,))
+        mlflow.log_params(asdict(config))
+        mlflow.log_metrics({f"rows_{split}": count for split, count in version.splits.items()})
+        mlflow.set_tag(DATASET_TAG, version.version)
+        print(f"dataset {version.name} version {version.version}: {version.splits}")
+
+
+def _recent_splits(window: pa.Table) -> dict[str, pa.Table]:
+    inputs = window["input"].combine_chunks().flatten().to_numpy().reshape(len(window), -1)
+    images = np.rint(inputs * 255).astype(np.uint8)
+    labels = window["label"].to_numpy().astype(np.int8)
+    splits = assign_splits(images, SHARES)
+    return {split: _table(images[splits == split], labels[splits == split]) for split in SHARES}
+
+
+def _table(images: Any, labels: Any) -> pa.Table:  # noqa: ANN401 - arrays (rows, 784) uint8 and (rows,) int8
+    column = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), images.shape[1])
+    return pa.table({"image": column, "label": pa.array(labels)})
+
+
+def _replay(store: ObjectStore, old: DatasetVersion, share: float, recent_rows: int) -> list[Part]:
+    """Parts with a share of the champion's training and validation pictures, read and written by tasks on the cluster."""
+    import ray.data  # noqa: PLC0415
+
+    wanted = recent_rows * share / (1 - share)
+    fraction = min(1.0, wanted / old.splits["train"])
+    if fraction == 0:
+        return []
+    items = [{"path": path, "split": split} for split in ("train", "validation") for path in store.paths(old, split)]
+    tasks = ray.data.from_items(items, override_num_blocks=len(items))
+    rows = tasks.flat_map(_sample, fn_kwargs={"store": store, "fraction": fraction}).take_all()
+    return [Part(**row) for row in sorted(rows, key=lambda row: (row["split"], row["sha256"]))]
+
+
+def _sample(row: dict[str, Any], store: ObjectStore, fraction: float) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    table = pq.read_table(row["path"], filesystem=store.filesystem)
+    # Drawn by the part's own content: the same pictures each time, so that the same window gives the same version.
+    rng = np.random.default_rng(len(table))
+    chosen = np.flatnonzero(rng.random(len(table)) < fraction)
+    if not len(chosen):
+        return []
+    images = table["image"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    sample = _table(images[chosen], table["label"].to_numpy()[chosen].astype(np.int8))
+    return [asdict(store.write_part(DATASET, sample, row["split"]))]
+
+
+def _by_reference(part: Part) -> Part:
+    return replace(part, split=_OLD)
+
+
+if __name__ == "__main__":
+    sys.exit(job_main(gather, RecentConfig))

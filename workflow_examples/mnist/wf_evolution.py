@@ -1,0 +1,208 @@
+"""The workflows by which MNIST evolves: `mnist_retrain`, which the evolution service launches, and `mnist_watch` by cron.
+
+Retraining is the training of `wf` with other data (`recent`) and another start (the champion's weights), followed by
+the gate and a watched roll-out in place of a plain deployment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from flytekit import CronSchedule, LaunchPlan, conditional, task, workflow
+from pydantic import TypeAdapter
+
+from semr.deployment.watch import WatchPlan
+from semr.evolution.gate import GateReport, GateThresholds
+from semr.monitoring.prometheus import Prometheus
+from semr.registry import ModelVersionRef
+from workflow_examples.mnist import evolution, pipeline
+from workflow_examples.mnist.evolution import Retraining
+from workflow_examples.mnist.recent import DATASET
+from workflow_examples.mnist.train import TrainConfig
+from workflow_examples.mnist.wf import SMALL
+
+
+@task(requests=SMALL)
+def start(model_name: str, launch_id: str, trigger: str) -> Retraining:
+    """The champion that is to be improved on."""
+    return evolution.start(model_name, launch_id, trigger)
+
+
+@task(requests=SMALL)
+def gather(retraining: Retraining, window_seconds: float, replay_share: float, least_rows: int) -> str:
+    """What was seen lately, with a share of the old data."""
+    return evolution.gather(retraining, window_seconds, replay_share, least_rows)
+
+
+@task(requests=SMALL)
+def train_on(
+    retraining: Retraining,
+    dataset_version: str,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    workers: int,
+    seed: int,
+) -> str:
+    """Train further from the champion's weights; returns the MLflow run."""
+    config = TrainConfig(
+        dataset_version, epochs, batch_size, learning_rate, workers, seed, retraining.champion.uri, DATASET
+    )
+    return pipeline.train(config)
+
+
+@task(requests=SMALL)
+def register(retraining: Retraining, run_id: str, dataset_version: str) -> ModelVersionRef:
+    """The challenger."""
+    return evolution.register(retraining, run_id, dataset_version)
+
+
+@task(requests=SMALL)
+def judge(
+    retraining: Retraining,
+    challenger: ModelVersionRef,
+    dataset_version: str,
+    min_gain: float,
+    allowed_loss_on_old: float,
+    confidence: float,
+    latency_factor: float,
+    max_size_mb: float,
+) -> str:
+    """The gate's report as JSON."""
+    thresholds = GateThresholds(min_gain, allowed_loss_on_old, confidence, latency_factor, max_size_mb)
+    return evolution.judge(retraining, challenger, dataset_version, thresholds).to_json()
+
+
+@task(requests=SMALL)
+def settle(
+    retraining: Retraining,
+    challenger: ModelVersionRef,
+    report: str,
+    replicas: int,
+    seconds: float,
+    least_requests: int,
+    margin: float,
+) -> str:
+    """Promote, refuse, or take back; returns the outcome as JSON."""
+    plan = dataclasses.replace(
+        WatchPlan(), window_seconds=seconds, least_requests=least_requests, accuracy_margin=margin
+    )
+    gate_report = TypeAdapter(GateReport).validate_json(report)
+    return evolution.settle(retraining, challenger, gate_report, plan, replicas).to_json()
+
+
+@workflow
+def mnist_retrain(
+    model_name: str = "mnist",
+    launch_id: str = "",
+    trigger: str = "",
+    window_seconds: float = 3600.0,
+    replay_share: float = 0.5,
+    least_rows: int = 200,
+    epochs: int = 8,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    workers: int = 2,
+    seed: int = 0,
+    replicas: int = 1,
+    min_gain: float = 0.0,
+    allowed_loss_on_old: float = 0.02,
+    confidence: float = 0.95,
+    latency_factor: float = 2.0,
+    max_size_mb: float = 100.0,
+    verification_seconds: float = 300.0,
+    verification_least_requests: int = 100,
+    verification_margin: float = 0.02,
+) -> str:
+    """Improve on the champion with what was seen lately.
+
+    Args:
+        model_name: registered model.
+        launch_id: given by the evolution service; ties the records of the audit trail together.
+        trigger: JSON with the key `kind` (alert, cron or human), given by the evolution service.
+        window_seconds: age of the oldest picture that counts as recent.
+        replay_share: share of old pictures in the training split.
+        least_rows: labelled pictures below which there is nothing to learn from.
+        epochs: passes over the training split.
+        batch_size: pictures per worker and step.
+        learning_rate: of Adam; lower than at first, since the weights are good already.
+        workers: data-parallel Ray Train workers.
+        seed: of shuffling.
+        replicas: Ray Serve replicas.
+        min_gain: see `semr.evolution.gate.GateThresholds`, as the following four.
+        allowed_loss_on_old: see there.
+        confidence: see there.
+        latency_factor: see there.
+        max_size_mb: see there.
+        verification_seconds: length of the watch over the new version on live traffic.
+        verification_least_requests: requests without which the watch says nothing.
+        verification_margin: live accuracy may be so much below the champion's.
+
+    Returns:
+        `semr.evolution.rollout.Outcome` as JSON.
+    """
+    retraining = start(model_name=model_name, launch_id=launch_id, trigger=trigger)
+    dataset_version = gather(
+        retraining=retraining, window_seconds=window_seconds, replay_share=replay_share, least_rows=least_rows
+    )
+    run_id = train_on(
+        retraining=retraining,
+        dataset_version=dataset_version,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        workers=workers,
+        seed=seed,
+    )
+    challenger = register(retraining=retraining, run_id=run_id, dataset_version=dataset_version)
+    report = judge(
+        retraining=retraining,
+        challenger=challenger,
+        dataset_version=dataset_version,
+        min_gain=min_gain,
+        allowed_loss_on_old=allowed_loss_on_old,
+        confidence=confidence,
+        latency_factor=latency_factor,
+        max_size_mb=max_size_mb,
+    )
+    return settle(
+        retraining=retraining,
+        challenger=challenger,
+        report=report,
+        replicas=replicas,
+        seconds=verification_seconds,
+        least_requests=verification_least_requests,
+        margin=verification_margin,
+    )
+
+
+@task(requests=SMALL)
+def is_alarming(model_name: str) -> bool:
+    """Whether an alert that asks for retraining fires for the model: the same rules, evaluated by Prometheus."""
+    return bool(Prometheus().query(f'ALERTS{{alertstate="firing",semr="evolution",model="{model_name}"}}'))
+
+
+@task(requests=SMALL)
+def stay(model_name: str) -> str:
+    """Nothing to do."""
+    return json.dumps({"verdict": "unchanged", "reason": f"no alert fires for {model_name}"})
+
+
+@workflow
+def mnist_watch(model_name: str = "mnist", launch_id: str = "", trigger: str = '{"kind": "cron"}') -> str:
+    """Retrain if an alert fires; for sites that want no inbound webhook."""
+    return (
+        conditional("alert")
+        .if_(is_alarming(model_name=model_name).is_true())
+        .then(mnist_retrain(model_name=model_name, launch_id=launch_id, trigger=trigger))
+        .else_()
+        .then(stay(model_name=model_name))
+    )
+
+
+mnist_watch_every_10_minutes = LaunchPlan.get_or_create(
+    mnist_watch,
+    name="mnist_watch_every_10_minutes",
+    schedule=CronSchedule(schedule="*/10 * * * *"),
+)
