@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from semr.errors import InvalidInputError
+from semr.monitoring import queries
 from semr.monitoring.prometheus import Prometheus
 from semr.registry import ModelVersionRef
 
@@ -70,18 +71,19 @@ class WatchReport:
     before: LiveNumbers | None
 
 
-def live_numbers(prometheus: Prometheus, ref: ModelVersionRef, window: str = "") -> LiveNumbers:
-    """Numbers of a version over the last `window` (as `5m`), or since it was deployed when `window` is empty."""
-    selector = f'model="{ref.name}",version="{ref.version}"'
-
-    def count(metric: str, labels: str = "") -> float:
-        series = f"{metric}{{{selector}{labels}}}"
-        return prometheus.value(f"sum(increase({series}[{window}]))" if window else f"sum({series})") or 0.0
-
-    requests = count("semr_inference_requests_total")
-    failed = count("semr_inference_requests_total", ',status=~"5.."')
-    labels = count("semr_feedback_total")
-    right = count("semr_feedback_total", ',correct="true"')
+def live_numbers(prometheus: Prometheus, ref: ModelVersionRef, window_seconds: float | None = None) -> LiveNumbers:
+    """Numbers of a version over the last `window_seconds`, or since it was deployed when that is None."""
+    requests, failed, labels, right = (
+        prometheus.value(expression) or 0.0
+        for expression in (
+            queries.requests(ref.name, ref.version, window_seconds),
+            queries.requests(ref.name, ref.version, window_seconds, status="5.."),
+            queries.labels(ref.name, ref.version, window_seconds),
+            queries.labels(ref.name, ref.version, window_seconds, correct="true"),
+        )
+    )
+    # Ray's counters start at 1e-9, so that their series exist before the first count.
+    requests, labels = round(requests, 3), round(labels, 3)
     return LiveNumbers(
         requests=requests,
         error_ratio=failed / requests if requests else None,

@@ -72,7 +72,8 @@ class LaunchPlan(_Strict):
     """What is launched; `local` by the local launcher, `flyte` by the Flyte launcher, with the same inputs.
 
     Attributes:
-        inputs: inputs of the workflow over those that the service and the rest of the policy give.
+        inputs: inputs of the workflow over those that the service and the rest of the policy give, in the workflow's types:
+            Flyte takes 60.0 for a float, not 60.
     """
 
     local: LocalPlan | None = None
@@ -135,7 +136,6 @@ class GateThresholds(_Strict):
         confidence: of the interval that the gain has to be clear of, between 0.5 and 1.
         latency_factor: largest latency of the challenger in that of the champion.
         max_size_mb: largest model, in megabytes.
-        least_examples: with fewer examples in a holdout nothing is promoted.
     """
 
     min_gain: Annotated[float, Field(ge=-1, le=1)] | None = None
@@ -143,28 +143,20 @@ class GateThresholds(_Strict):
     confidence: Annotated[float, Field(ge=0.5, lt=1)] | None = None
     latency_factor: Annotated[float, Field(gt=0)] | None = None
     max_size_mb: Annotated[float, Field(gt=0)] | None = None
-    least_examples: Annotated[int, Field(ge=0)] | None = None
 
 
 class Verification(_Strict):
-    """How a new version is watched, as `semr.deployment.watch.WatchPlan` has it; what is set is passed on to the workflow as
-    inputs named `verification_<field>`.
+    """How a new version is watched; what is set is passed on to the workflow as inputs named `verification_<field>`.
 
     Attributes:
-        window_seconds: how long at least.
-        least_requests: requests without which nothing is said of errors.
-        least_labels: labelled predictions without which nothing is said of accuracy.
-        accuracy_margin: by how much live accuracy may be below the champion's.
-        error_margin: by how much the share of failed requests may be above the champion's.
-        patience_seconds: how long to go on beyond the window with too little traffic.
+        seconds: least length of the window.
+        least_requests: requests without which the window says nothing.
+        margin: by how much live accuracy (0 to 1) may be below the champion's.
     """
 
-    window_seconds: Annotated[float, Field(ge=0)] | None = None
-    least_requests: Annotated[int, Field(ge=0)] | None = None
-    least_labels: Annotated[int, Field(ge=0)] | None = None
-    accuracy_margin: Annotated[float, Field(ge=0, le=1)] | None = None
-    error_margin: Annotated[float, Field(ge=0, le=1)] | None = None
-    patience_seconds: Annotated[float, Field(ge=0)] | None = None
+    seconds: Annotated[float, Field(gt=0)] | None = None
+    least_requests: Annotated[int, Field(ge=1)] | None = None
+    margin: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 class ModelPolicy(_Strict):

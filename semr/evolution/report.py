@@ -7,7 +7,7 @@ import html
 import io
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,17 +20,19 @@ from mlflow.exceptions import MlflowException
 from semr import tracking
 from semr.errors import DependencyUnavailableError, InvalidInputError
 from semr.evolution.audit import AuditRecord, AuditTrail
+from semr.evolution.timeline import gist
+from semr.monitoring import queries
 from semr.monitoring.prometheus import Prometheus, Series
 from semr.registry import Registry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: What is drawn over time: title and PromQL, with MODEL in place of the model's name.
-CURVES = (
-    ("live accuracy", 'semr:accuracy:window{model="MODEL"}'),
-    ("input drift (PSI)", 'semr:input_drift:overall{model="MODEL"}'),
-    ("latency, 99th percentile (s)", 'semr:latency_p99:window{model="MODEL"}'),
+#: What is drawn over time: title, and the PromQL for a model.
+CURVES: tuple[tuple[str, Callable[[str], str]], ...] = (
+    ("live accuracy", queries.window_accuracy),
+    ("input drift (largest PSI of a feature)", queries.input_drift),
+    ("latency, 99th percentile (s)", queries.window_latency_p99),
 )
 _MARKS = {"triggered": "#b26a00", "promoted": "#1b7f3b", "rolled_back": "#b3261e", "refused": "#b3261e"}
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -45,16 +47,6 @@ class _Gate:
     reason: str
     rows: list[tuple[str, str]]
     pictures: list[str]
-
-
-def timeline_line(record: AuditRecord) -> str:
-    """One record as a line of text, without its time."""
-    version = f" version {record.version}" if record.version else ""
-    details = record.details
-    told = details.get("reason") or details.get("alert") or details.get("verdict") or ""
-    if record.kind == "trained":
-        told = f"run {details.get('run_id', '?')} on {details.get('dataset', '')} {details.get('dataset_version', '')}"
-    return f"{record.kind.replace('_', ' ')}{version}{': ' + str(told) if told else ''}"
 
 
 def write_report(
@@ -79,7 +71,7 @@ def write_report(
         .render(
             model=model,
             written=_stamp(end),
-            records=[(_stamp(record.time), record.kind, timeline_line(record)) for record in records],
+            records=[(_stamp(record.time), record.kind, _title(record), gist(record)) for record in records],
             curves=_curves(model, prometheus, records, begin, end),
             gates=[gate for record in records if record.kind == "gate" if (gate := _gate(record, registry))],
             aliases=registry.aliases(model),
@@ -100,7 +92,7 @@ def _curves(model: str, prometheus: Prometheus, records: Sequence[AuditRecord], 
     axes = figure.subplots(len(CURVES), 1, sharex=True, squeeze=False)[:, 0]
     try:
         for axis, (title, expression) in zip(axes, CURVES, strict=True):
-            _draw(axis, title, prometheus.range(expression.replace("MODEL", model), begin, end, step), begin)
+            _draw(axis, title, prometheus.range(expression(model), begin, end, step), begin)
     except DependencyUnavailableError as error:
         return str(error)
     for record in records:
@@ -171,6 +163,11 @@ def _picture(run_id: str, name: str) -> str:
 
 def _data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _title(record: AuditRecord) -> str:
+    version = f" version {record.version}" if record.version else ""
+    return f"{record.kind.replace('_', ' ')}{version}"
 
 
 def _stamp(moment: float) -> str:

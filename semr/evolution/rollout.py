@@ -47,7 +47,7 @@ class Rollout:
     """Settles one challenger; `launch_id` ties its records together.
 
     Attributes:
-        window: of the champion's live numbers before the change, as PromQL writes it.
+        window_seconds: of the champion's live numbers before the change.
         say: told what happens.
     """
 
@@ -56,7 +56,7 @@ class Rollout:
     audit: AuditTrail
     prometheus: Prometheus
     launch_id: str = ""
-    window: str = "10m"
+    window_seconds: float = 600.0
     say: Callable[[str], None] = print
 
     def settle(
@@ -83,7 +83,7 @@ class Rollout:
         self.registry.set_tags(challenger, {"semr.gate.verdict": gate.verdict, "semr.gate.reason": gate.reason})
         if not gate.promotes:
             return self._end("refused", gate.reason, challenger, champion)
-        before = live_numbers(self.prometheus, champion, self.window)
+        before = live_numbers(self.prometheus, champion, self.window_seconds)
         try:
             self.target.deploy(challenger, replicas=replicas)
         except DeploymentError as error:

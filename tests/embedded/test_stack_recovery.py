@@ -51,10 +51,12 @@ def build(arguments):
 def shared() -> Iterator[Path]:
     require_programs()
     base = Path(tempfile.mkdtemp(prefix="semr-test-"))
-    control.up(base / ".semr")
-    yield base / ".semr"
-    control.down(base / ".semr")
-    shutil.rmtree(base, ignore_errors=True)
+    try:
+        control.up(base / ".semr")
+        yield base / ".semr"
+    finally:
+        control.down(base / ".semr")
+        shutil.rmtree(base, ignore_errors=True)
 
 
 def _identity(folder: Path) -> Identity:

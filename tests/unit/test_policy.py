@@ -36,7 +36,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
 def test_the_example_is_a_policy() -> None:
     policy = load_policy(EXAMPLE).models["mnist"]
     inputs = policy.workflow_inputs()
-    assert inputs["min_gain"] == 0.0 and inputs["verification_window_seconds"] == 300
+    assert inputs["min_gain"] == 0.0 and inputs["verification_seconds"] == 300
     assert policy.launch.local is not None and policy.launch.flyte is not None
 
 
@@ -112,3 +112,14 @@ def test_quiet_hours_may_be_written_without_quotes(tmp_path: Path) -> None:
     policy = load_policy(write(tmp_path, text)).models["m"]
     assert policy.is_quiet(at("2026-11-20T12:30", "UTC")) and policy.is_quiet(at("2026-11-20T22:59", "UTC"))
     assert not policy.is_quiet(at("2026-11-20T12:29", "UTC")) and not policy.is_quiet(at("2026-11-20T23:00", "UTC"))
+
+
+def test_the_example_gives_the_workflow_only_inputs_that_it_has() -> None:
+    from workflow_examples.mnist.wf_evolution import mnist_retrain
+
+    policy = load_policy(EXAMPLE).models["mnist"]
+    assert policy.launch.local is not None
+    assert f"{policy.launch.local.module}.{policy.launch.local.workflow}" == mnist_retrain.name
+    types = mnist_retrain.python_interface.inputs
+    for name, value in policy.workflow_inputs().items():
+        assert type(value) is types[name], name

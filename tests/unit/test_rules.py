@@ -13,6 +13,7 @@ from semr.errors import DependencyUnavailableError, InvalidInputError
 from semr.inference.instruments import INSTRUMENTS
 from semr.monitoring import queries
 from semr.monitoring.drift import LEAST_ROWS, PSI_THRESHOLD, ReferenceWindow, measure_drift
+from semr.monitoring.prometheus import Prometheus
 from semr.monitoring.time_compression import compress
 from semr.settings import Settings
 
@@ -157,17 +158,12 @@ def test_queries_are_promql(tmp_path: Path) -> None:
     model = 'a"b\\'
     expressions = [
         queries.input_drift(model),
-        queries.input_drift_by_group(model),
         queries.window_accuracy(model),
         queries.window_latency_p99(model),
-        queries.request_rate(model),
-        queries.served_versions(model),
         queries.firing_alerts(model),
-        queries.accuracy(model, "1", 30),
-        queries.feedback_rows(model, "1", 0.5),
-        queries.requests(model, "1", 30),
-        queries.error_ratio(model, "1", 30),
-        queries.latency_quantile(model, "1", 0.99, 30),
+        queries.requests(model, "1", None),
+        queries.requests(model, "1", 30, status="5.."),
+        queries.labels(model, "1", 0.5, correct="true"),
     ]
     rules = [{"record": f"q{index}", "expr": expression} for index, expression in enumerate(expressions)]
     file = tmp_path / "queries.yaml"
@@ -176,6 +172,6 @@ def test_queries_are_promql(tmp_path: Path) -> None:
 
 
 def test_a_prometheus_that_is_away_is_named(unused_port: int) -> None:
-    prometheus = queries.Prometheus(Settings(prometheus_url=f"http://127.0.0.1:{unused_port}"))
+    prometheus = Prometheus(Settings(prometheus_url=f"http://127.0.0.1:{unused_port}"))
     with pytest.raises(DependencyUnavailableError, match="Prometheus"):
-        prometheus.instant("up")
+        prometheus.query("up")

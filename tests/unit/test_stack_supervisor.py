@@ -102,9 +102,12 @@ def _wait(context: StackContext, condition: Callable[[StackStatus], bool], timeo
 
 
 def _run_with(
-    context: StackContext, services: list[type[WebService]], observe: Callable[[], None] | None = None
+    context: StackContext,
+    services: list[type[WebService]],
+    observe: Callable[[], None] | None = None,
+    ends_by_itself: bool = False,
 ) -> tuple[bool, list[BaseException]]:
-    """Run a supervisor in this process; `observe` runs beside it, then the supervisor is asked to stop."""
+    """Run a supervisor in this process; `observe` runs beside it, then the supervisor is asked to stop if it must be."""
     failures: list[BaseException] = []
 
     def observe_and_stop() -> None:
@@ -113,7 +116,8 @@ def _run_with(
                 observe()
         except BaseException as error:  # noqa: BLE001 whatever it is, the test reports it
             failures.append(error)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if failures or not ends_by_itself:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=observe_and_stop)
 
@@ -219,7 +223,7 @@ def test_removed_folder_stops_the_supervisor(context: StackContext) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
-    assert _run_with(context, [WebService], observe) == (True, [])
+    assert _run_with(context, [WebService], observe, ends_by_itself=True) == (True, [])
 
 
 def test_launcher_ends_its_server_with_the_supervisor(context: StackContext) -> None:

@@ -5,6 +5,7 @@ The object store is real, launches are real processes; what is injected are kill
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import signal
@@ -228,7 +229,9 @@ def test_a_storm_over_two_models_runs_one_workflow_each(site: Site) -> None:
 def test_a_service_that_is_killed_while_it_launches_neither_loses_nor_doubles(site: Site, moment: str) -> None:
     site.policy(seconds=0.5)
     site.start(moment)
-    assert site.send("a").status_code == 200
+    # The kill may come before the answer; Alertmanager would send again, as is done below.
+    with contextlib.suppress(httpx.TransportError):
+        site.send("a")
     assert site.process is not None
     assert site.process.wait(WAIT_SECONDS) == -signal.SIGKILL
     site.start()

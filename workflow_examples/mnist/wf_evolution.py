@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from semr.deployment.watch import WatchPlan
 from semr.evolution.gate import GateReport, GateThresholds
+from semr.monitoring import queries
 from semr.monitoring.prometheus import Prometheus
 from semr.registry import ModelVersionRef
 from workflow_examples.mnist import evolution, pipeline
@@ -180,7 +181,7 @@ def mnist_retrain(
 @task(requests=SMALL)
 def is_alarming(model_name: str) -> bool:
     """Whether an alert that asks for retraining fires for the model: the same rules, evaluated by Prometheus."""
-    return bool(Prometheus().query(f'ALERTS{{alertstate="firing",semr="evolution",model="{model_name}"}}'))
+    return bool(Prometheus().query(queries.firing_alerts(model_name)))
 
 
 @task(requests=SMALL)
