@@ -223,9 +223,6 @@ class Supervisor:
             child.was_healthy = True
             child.status.healthy_since = time.time()
             self._set(child, ServiceState.HEALTHY, child.service.note)
-            if self._status.state is StackState.STARTING and self._status.healthy:
-                self._status.state = StackState.RUNNING
-                self._publish()
         elif child.failures and time.time() - (child.status.healthy_since or 0.0) > _BACK_OFF_RESET_S:
             child.failures = 0
 
@@ -279,6 +276,8 @@ class Supervisor:
         if child.status.state is not state:
             _logger.info("%s: %s %s", child.service.name, state.value, detail)
         child.status.state, child.status.detail = state, detail
+        if self._status.state is StackState.STARTING and self._status.healthy:
+            self._status.state = StackState.RUNNING
         self._publish()
 
     def _publish(self) -> None:
