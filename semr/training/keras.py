@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -72,6 +73,10 @@ class TrainingPlan:
             value = getattr(self, name)
             if value < least:
                 raise InvalidInputError(f"{name} must be at least {least}, not {value}.")
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of the whole training on a training split of `rows` rows; at least 1."""
+        return max(1, self.epochs * math.ceil(rows // self.workers / self.batch_size))
 
 
 def fit(

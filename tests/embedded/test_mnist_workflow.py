@@ -220,5 +220,5 @@ def real_mnist() -> Path:
 
 def test_real_mnist_is_learned_well(stack: RunningStack, real_mnist: Path) -> None:
     dataset = pipeline.prepare(pipeline.ingest(str(real_mnist)), quiet)
-    run_id = pipeline.train(TrainConfig(dataset, epochs=12, batch_size=32), quiet)
+    run_id = pipeline.train(TrainConfig(dataset), quiet)
     assert pipeline.evaluate(run_id, dataset, 0.0, quiet) >= 0.985

@@ -73,6 +73,8 @@ def _divide(row: dict[str, Any], store: ObjectStore) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     table = pq.read_table(row["path"], filesystem=store.filesystem)
+    # Sources are often sorted by class; training workers and probes take what lies together. The same order every time.
+    table = table.take(np.random.default_rng(0).permutation(len(table)))
     images = table["image"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     splits = assign_splits(images)
     return [

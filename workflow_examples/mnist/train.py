@@ -33,7 +33,7 @@ class TrainConfig:
     dataset_version: str
     epochs: int = 20
     batch_size: int = 32
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     workers: int = 2
     seed: int = 0
     warm_start: str = ""
@@ -54,10 +54,11 @@ def train(config: TrainConfig) -> None:
         mlflow.set_tags(
             {DATASET_TAG: dataset.version, "semr.dataset.uri": dataset.uri, "semr.dataset.source": dataset.source}
         )
+        steps = plan.steps(dataset.splits["train"])
         if config.warm_start:
-            build = functools.partial(warm_start, config.warm_start, config.learning_rate)
+            build = functools.partial(warm_start, config.warm_start, config.learning_rate, steps)
         else:
-            build = functools.partial(build_model, config.learning_rate)
+            build = functools.partial(build_model, config.learning_rate, steps)
         metrics = fit(build, to_example, dataset, plan, run_id)
         log_reference_window(run_id, _reference_inputs(store, dataset), "image_moments")
         print(f"run {run_id}: {metrics}")

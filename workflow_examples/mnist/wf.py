@@ -66,7 +66,7 @@ def mnist_train(
     limit: int = 0,
     epochs: int = 20,
     batch_size: int = 32,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 4e-3,
     workers: int = 2,
     replicas: int = 1,
     seed: int = 0,
@@ -80,7 +80,7 @@ def mnist_train(
         limit: take the first so many pictures only; 0 takes all.
         epochs: passes over the training split.
         batch_size: pictures per worker and step.
-        learning_rate: of Adam.
+        learning_rate: of Adam, in the beginning.
         workers: data-parallel Ray Train workers.
         replicas: Ray Serve replicas.
         seed: of weights and shuffling.
