@@ -167,6 +167,7 @@ class Identity:
     access_key: str
     secret_key: str
     ray_token: str
+    evolution_token: str
     folder: str
     runtime: str
 
@@ -203,6 +204,7 @@ def load_or_create_identity(folder: StateFolder) -> Identity:
             access_key=secrets.token_hex(10),
             secret_key=secrets.token_hex(20),
             ray_token=secrets.token_hex(32),
+            evolution_token=secrets.token_hex(32),
             folder=str(folder.root),
             runtime=_runtime_path(stack_id),
         )
@@ -228,11 +230,15 @@ class StackOptions:
         ray_object_store_mb: megabytes of shared memory for Ray's objects.
         ray_cpus: logical CPUs of the Ray node. More than the machine has is meant: jobs, Serve replicas and the tasks that
             feed them wait for each other most of the time, and all must find a place.
+        policy: policy file of the evolution service; default: that of the MNIST example.
+        time_compression: factor by which every duration in the alert rules is divided; default: 1.
     """
 
     mlflow_backend_uri: str | None = None
     ray_object_store_mb: int | None = None
     ray_cpus: int | None = None
+    policy: str | None = None
+    time_compression: float | None = None
 
     def over(self, recorded: StackOptions) -> StackOptions:
         """These options, with `recorded` where they are None."""
