@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from semr.errors import InvalidInputError, SemrError
+from semr.evolution import cli as evolution
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import FrameType, ModuleType
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -67,6 +68,14 @@ def up(
     ray_cpus: Annotated[
         int | None, typer.Option(min=1, help="Logical CPUs of Ray; default: those of the machine, at least 4.")
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="Policy of the evolution service; default: the MNIST example's.", show_default=False),
+    ] = None,
+    time_compression: Annotated[
+        float | None,
+        typer.Option(min=1, max=1000, help="Divide every duration in the alert rules, for demonstrations; default: 1."),
+    ] = None,
 ) -> None:
     """Start the embedded stack and wait until every service is healthy."""
     from semr.settings import STATE_FOLDER_NAME  # noqa: PLC0415
@@ -74,7 +83,10 @@ def up(
     from semr.stack.display import show_progress  # noqa: PLC0415
     from semr.stack.state import StackOptions  # noqa: PLC0415
 
-    options = StackOptions(mlflow_backend_uri, ray_object_store_mb, ray_cpus)
+    if policy is not None and not policy.is_file():
+        raise InvalidInputError(f"There is no policy file {policy}.")
+    policy_path = str(policy.resolve()) if policy is not None else None
+    options = StackOptions(mlflow_backend_uri, ray_object_store_mb, ray_cpus, policy_path, time_compression)
     with show_progress() as progress:
         bring_up(folder or Path.cwd() / STATE_FOLDER_NAME, options, progress)
     typer.echo("The stack is up: `semr status` shows it, `semr env` prints its settings, `semr down` stops it.")
@@ -148,18 +160,54 @@ def env(folder: _Folder = None) -> None:
         typer.echo(f"export {name}={shlex.quote(value)}")
 
 
-@app.command(
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
-)
-def data(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Name of a workflow example, such as mnist.")],
-) -> None:
+_PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+_Example = Annotated[str, typer.Argument(help="Name of a workflow example, such as mnist.")]
+
+
+@app.command(context_settings=_PASS_ON)
+def data(context: typer.Context, name: _Example) -> None:
     """Bring an example's data into the object store; all other arguments are the example's own (try --help)."""
-    module = f"workflow_examples.{name}.data"
+    raise typer.Exit(_example(name, "data").main(context.args))
+
+
+@app.command(context_settings=_PASS_ON)
+def traffic(context: typer.Context, name: _Example) -> None:
+    """Send an example's model live traffic, with drift on demand; all other arguments are the example's own."""
+    raise typer.Exit(_example(name, "traffic").main(context.args))
+
+
+@app.command()
+def report(
+    model: Annotated[str, typer.Argument(help="Registered model.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Page to write; default: MODEL-evolution.html.", show_default=False),
+    ] = None,
+    hours: Annotated[float, typer.Option(min=0.1, help="How far back the curves reach.")] = 24.0,
+) -> None:
+    """Write the evolution of a model as one self-contained HTML page."""
+    from semr.evolution.audit import AuditTrail  # noqa: PLC0415
+    from semr.evolution.report import write_report  # noqa: PLC0415
+    from semr.monitoring.prometheus import Prometheus  # noqa: PLC0415
+    from semr.registry import Registry  # noqa: PLC0415
+    from semr.storage import ObjectStore  # noqa: PLC0415
+
+    path = (output or Path(f"{model}-evolution.html")).resolve()
+    write_report(model, path, AuditTrail(ObjectStore.from_settings()), Registry(), Prometheus(), hours)
+    typer.echo(str(path))
+
+
+app.add_typer(evolution.app, name="evolve")
+app.command()(evolution.history)
+app.command()(evolution.models)
+app.command()(evolution.rollback)
+
+
+def _example(name: str, part: str) -> ModuleType:
+    module = f"workflow_examples.{name}.{part}"
     if not name.isidentifier() or not _exists(module):
-        raise InvalidInputError(f"There is no example {name}: name a folder of workflow_examples that has a data.py.")
-    raise typer.Exit(importlib.import_module(module).main(context.args))
+        raise InvalidInputError(f"There is no example {name}: name a folder of workflow_examples that has a {part}.py.")
+    return importlib.import_module(module)
 
 
 def _exists(module: str) -> bool:

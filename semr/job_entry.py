@@ -28,6 +28,9 @@ from semr.jobs import ERROR_MARK, JOB_ID_VARIABLE
 
 Config = TypeVar("Config")
 
+# Half of the way to the lowest priority: jobs still advance on a busy machine.
+_JOB_NICENESS = 10
+
 
 def config_argument(config: object) -> list[str]:
     """The command-line arguments that carry the dataclass `config` to a job module."""
@@ -43,6 +46,7 @@ def job_main(main: Callable[[Config], None], config_type: type[Config], argument
     above it, for the log.
     """
     try:
+        give_way_to_serving()
         main(_parse(config_type, arguments))
     except SemrError as error:
         _leave_error(error)
@@ -52,6 +56,12 @@ def job_main(main: Callable[[Config], None], config_type: type[Config], argument
         _leave_error(error)
         return 1
     return 0
+
+
+def give_way_to_serving() -> None:
+    """Lower the priority of this process where it is part of a job: on one machine, a retraining must not slow answers."""
+    if JOB_ID_VARIABLE in os.environ:
+        os.nice(_JOB_NICENESS)
 
 
 def join_cluster() -> None:

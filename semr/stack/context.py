@@ -95,6 +95,8 @@ def _stack_settings(identity: Identity, ports: Mapping[str, int]) -> Settings:
         serve_url=f"http://{LOOPBACK}:{ports['ray-serve']}",
         prometheus_url=f"http://{LOOPBACK}:{ports['prometheus']}",
         alertmanager_url=f"http://{LOOPBACK}:{ports['alertmanager']}",
+        evolution_url=f"http://{LOOPBACK}:{ports['evolution']}",
+        evolution_token=SecretStr(identity.evolution_token),
     )
 
 

@@ -20,7 +20,7 @@ import json
 import os
 import secrets
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,7 @@ class Identity:
     ray_token: str
     folder: str
     runtime: str
+    evolution_token: str = ""  # folders of SEMR before the evolution service have none until their next `up`
 
 
 def _runtime_path(stack_id: str) -> str:
@@ -182,10 +183,10 @@ def _runtime_path(stack_id: str) -> str:
 def read_identity(folder: StateFolder) -> Identity | None:
     """The recorded identity; None when there is none."""
     recorded = read_json(folder.identity_file)
-    names = [field.name for field in fields(Identity)]
-    if recorded is None or not all(isinstance(recorded.get(name), str) for name in names):
+    if recorded is None:
         return None
-    return Identity(**{name: recorded[name] for name in names})
+    values = {field.name: recorded.get(field.name, field.default) for field in fields(Identity)}
+    return Identity(**values) if all(isinstance(value, str) for value in values.values()) else None
 
 
 def load_or_create_identity(folder: StateFolder) -> Identity:
@@ -194,6 +195,9 @@ def load_or_create_identity(folder: StateFolder) -> Identity:
     A folder that was copied gets a new id, so that two stacks never take each other's processes for their own.
     """
     recorded = read_identity(folder)
+    if recorded is not None and not recorded.evolution_token:
+        recorded = replace(recorded, evolution_token=secrets.token_hex(32))
+        write_private(folder.identity_file, json.dumps(asdict(recorded), indent=2))
     if recorded is not None and recorded.folder == str(folder.root):
         return recorded
     stack_id = secrets.token_hex(4)
@@ -203,6 +207,7 @@ def load_or_create_identity(folder: StateFolder) -> Identity:
             access_key=secrets.token_hex(10),
             secret_key=secrets.token_hex(20),
             ray_token=secrets.token_hex(32),
+            evolution_token=secrets.token_hex(32),
             folder=str(folder.root),
             runtime=_runtime_path(stack_id),
         )
@@ -228,11 +233,15 @@ class StackOptions:
         ray_object_store_mb: megabytes of shared memory for Ray's objects.
         ray_cpus: logical CPUs of the Ray node. More than the machine has is meant: jobs, Serve replicas and the tasks that
             feed them wait for each other most of the time, and all must find a place.
+        policy: policy file of the evolution service; default: that of the MNIST example.
+        time_compression: factor by which every duration in the alert rules is divided; default: 1.
     """
 
     mlflow_backend_uri: str | None = None
     ray_object_store_mb: int | None = None
     ray_cpus: int | None = None
+    policy: str | None = None
+    time_compression: float | None = None
 
     def over(self, recorded: StackOptions) -> StackOptions:
         """These options, with `recorded` where they are None."""

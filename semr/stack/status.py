@@ -9,7 +9,7 @@ from enum import Enum
 from semr.stack.state import StateFolder, read_json, write_private
 
 # In the order of `semr.stack.services.service_classes`.
-SERVICE_NAMES = ("object-store", "mlflow", "ray", "prometheus", "alertmanager")
+SERVICE_NAMES = ("object-store", "mlflow", "ray", "prometheus", "alertmanager", "evolution")
 
 
 class ServiceState(str, Enum):

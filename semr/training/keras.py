@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from semr.errors import InvalidInputError, SemrError
-from semr.job_entry import join_cluster
+from semr.job_entry import give_way_to_serving, join_cluster
 from semr.settings import get_settings
 from semr.storage import DatasetVersion, ObjectStore
 from semr.training.group import WorkerGroup, join_train_workers
@@ -169,6 +169,7 @@ def _train_loop(config: dict[str, Any]) -> None:
     import ray.train  # noqa: PLC0415
 
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train has set it to INFO, and tells of every report
+    give_way_to_serving()
     _check_servers(config["run_id"])
     group = join_train_workers()
     import_keras()

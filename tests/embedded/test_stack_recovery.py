@@ -159,7 +159,7 @@ def _wait_for_word(folder: Path, word: str, timeout_s: float = 60) -> None:
         time.sleep(0.3)
 
 
-@pytest.mark.parametrize("name", ["object-store", "mlflow", "prometheus", "alertmanager"])
+@pytest.mark.parametrize("name", ["object-store", "mlflow", "prometheus", "alertmanager", "evolution"])
 def test_killed_service_is_restarted(shared: Path, name: str) -> None:
     _put_data(shared)
     before = _service(shared, name)

@@ -45,6 +45,7 @@ def test_status_shows_every_service(stack: RunningStack, semr: Semr) -> None:
         "ray",
         "prometheus",
         "alertmanager",
+        "evolution",
     ]
     for service in services:
         assert service["state"] == "healthy"
@@ -188,7 +189,9 @@ def test_prometheus_scrapes_every_service(stack: RunningStack) -> None:
         targets = httpx.get(f"{url}/api/v1/targets").json()["data"]["activeTargets"]
         health = {target["labels"]["job"] + " " + target["labels"]["instance"]: target["health"] for target in targets}
         jobs = {target["labels"]["job"] for target in targets}
-        if jobs == {"ray", "mlflow", "object-store", "prometheus", "alertmanager"} and set(health.values()) == {"up"}:
+        if jobs == {"ray", "mlflow", "object-store", "prometheus", "alertmanager", "evolution"} and set(
+            health.values()
+        ) == {"up"}:
             break
         assert time.monotonic() < deadline, health
         time.sleep(1)
@@ -201,7 +204,7 @@ def test_prometheus_scrapes_every_service(stack: RunningStack) -> None:
 
 
 def test_logs_of_every_service(stack: RunningStack, semr: Semr) -> None:
-    for service in ("object-store", "mlflow", "ray", "prometheus", "alertmanager", "supervisor"):
+    for service in ("object-store", "mlflow", "ray", "prometheus", "alertmanager", "evolution", "supervisor"):
         shown = semr("logs", service, "-n", "2", "--dir", str(stack.folder))
         assert shown.returncode == 0
         assert 1 <= len(shown.stdout.splitlines()) <= 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from semr.evolution.policy import load_policy
 from semr.stack.context import StackContext, stack_settings
 from semr.stack.services import build_services, check_installed, port_requests, service_classes
+from semr.stack.services.evolution import EvolutionService
 from semr.stack.services.object_store import MinioService, SeaweedService, object_store_class
-from semr.stack.services.prometheus import PrometheusService
+from semr.stack.services.prometheus import AlertmanagerService, PrometheusService
 from semr.stack.services.ray_head import RayService
 from semr.stack.state import StackOptions, StateFolder, load_or_create_identity
 from semr.stack.status import SERVICE_NAMES
@@ -41,7 +44,7 @@ def test_port_names_are_unique(tmp_path: Path) -> None:
 
 def test_no_credential_is_on_a_command_line(context: StackContext) -> None:
     identity = context.identity
-    secrets = (identity.access_key, identity.secret_key, identity.ray_token, "db-password")
+    secrets = (identity.access_key, identity.secret_key, identity.ray_token, identity.evolution_token, "db-password")
     for service in [*build_services(context), MinioService(context)]:
         line = " ".join(service.command())
         assert not any(secret in line for secret in secrets), service.name
@@ -76,11 +79,42 @@ def test_prometheus_accepts_its_configuration(context: StackContext) -> None:
         "object-store",
         "prometheus",
         "alertmanager",
+        "evolution",
     ]
     if shutil.which("promtool") is None:
         pytest.skip("promtool is not installed: run helper_scripts/env-prepare.sh")
     checked = subprocess.run(["promtool", "check", "config", str(path)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_rules_are_the_charts_or_faster(context: StackContext) -> None:
+    for factor, window in ((None, "[10m]"), (20.0, "[30000ms]")):
+        options = dataclasses.replace(context.options, time_compression=factor)
+        faster = dataclasses.replace(context, options=options)
+        prometheus = next(service for service in build_services(faster) if isinstance(service, PrometheusService))
+        prometheus.prepare()
+        written = {file.name: file.read_text() for file in (context.folder.config / "rules").iterdir()}
+        assert set(written) == {"recording.yaml", "alerts.yaml"}
+        assert window in written["recording.yaml"]
+
+
+def test_alerts_about_models_go_to_the_evolution_service(context: StackContext) -> None:
+    alertmanager = next(service for service in build_services(context) if isinstance(service, AlertmanagerService))
+    alertmanager.prepare()
+    path = context.folder.config / "alertmanager.yml"
+    config = yaml.safe_load(path.read_text())
+    webhook = config["receivers"][1]["webhook_configs"][0]
+    assert webhook["url"] == f"{context.settings.evolution_url}/api/v1/alerts"
+    assert webhook["http_config"]["authorization"]["credentials"] == context.settings.need("evolution_token")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_evolution_service_has_a_policy_and_keeps_its_token_off_the_command_line(context: StackContext) -> None:
+    service = EvolutionService(context)
+    policy = service.command()[service.command().index("--policy") + 1]
+    assert "mnist" in load_policy(Path(policy)).models
+    assert context.settings.need("evolution_token") not in " ".join(service.command())
+    assert service.environment()["SEMR_EVOLUTION_TOKEN"] == context.settings.need("evolution_token")
 
 
 def test_programs_are_installed_or_named(tmp_path: Path) -> None:

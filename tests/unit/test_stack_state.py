@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ PORTS = {
     "ray-serve": 4,
     "prometheus": 5,
     "alertmanager": 6,
+    "evolution": 7,
 }
 
 
@@ -184,3 +186,17 @@ def test_servers_see_nothing_of_another_installation(folder: StateFolder, monkey
 def test_identity_file_is_json_of_strings(folder: StateFolder) -> None:
     load_or_create_identity(folder)
     assert all(isinstance(value, str) for value in json.loads(folder.identity_file.read_text()).values())
+
+
+def test_a_folder_from_before_the_evolution_service_gets_a_token_and_keeps_the_rest(folder: StateFolder) -> None:
+    before = load_or_create_identity(folder)
+    recorded = json.loads(folder.identity_file.read_text())
+    del recorded["evolution_token"]
+    folder.identity_file.write_text(json.dumps(recorded))
+    old = read_identity(folder)
+    assert old is not None
+    assert old.evolution_token == ""
+    after = load_or_create_identity(folder)
+    assert len(after.evolution_token) == 64
+    assert dataclasses.replace(after, evolution_token=before.evolution_token) == before
+    assert load_or_create_identity(folder) == after

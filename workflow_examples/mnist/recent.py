@@ -5,13 +5,13 @@ The result is a version of the dataset `mnist-recent` with the splits
 - `train`, `validation`: recent pictures and replayed ones, so that the challenger learns the new without forgetting the old
   (experience replay; Rolnick et al., "Experience Replay for Continual Learning", NeurIPS 2019),
 - `holdout`: recent pictures that are in neither, on which challenger and champion are compared,
-- `holdout_old`: the champion's own holdouts, by reference.
+- `holdout_old`: the champion's own holdouts.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -71,8 +71,7 @@ def gather(config: RecentConfig) -> None:
     with tracked_run(EXPERIMENT, "gather recent"):
         recent = _recent_splits(window)
         parts = [store.write_part(DATASET, table, split) for split, table in recent.items() if len(table)]
-        parts += _replay(store, old, config.replay_share, len(recent["train"]))
-        parts += [_by_reference(part) for part in old.parts if part.split in ("holdout", _OLD)]
+        parts += _from_before(store, old, config.replay_share, len(recent["train"]))
         source = f"live window of {config.model}: {len(window)} pictures, and {old.name} {old.version}"
         version = store.commit(DATASET, parts, recent["train"].schema, source=source, parents=(old.version,))
         mlflow.log_params(asdict(config))
@@ -94,36 +93,40 @@ def _table(images: Any, labels: Any) -> pa.Table:  # noqa: ANN401 - arrays (rows
     return pa.table({"image": column, "label": pa.array(labels)})
 
 
-def _replay(store: ObjectStore, old: DatasetVersion, share: float, recent_rows: int) -> list[Part]:
-    """Parts with a share of the champion's training and validation pictures, read and written by tasks on the cluster."""
+def _from_before(store: ObjectStore, old: DatasetVersion, share: float, recent_rows: int) -> list[Part]:
+    """A share of the champion's training and validation pictures, and all of its holdouts, by tasks on the cluster."""
     import ray.data  # noqa: PLC0415
 
-    wanted = recent_rows * share / (1 - share)
-    fraction = min(1.0, wanted / old.splits["train"])
-    if fraction == 0:
-        return []
-    items = [{"path": path, "split": split} for split in ("train", "validation") for path in store.paths(old, split)]
+    replayed = min(1.0, recent_rows * share / (1 - share) / old.splits["train"])
+    fates = {
+        "train": ("train", replayed),
+        "validation": ("validation", replayed),
+        "holdout": (_OLD, 1.0),
+        _OLD: (_OLD, 1.0),
+    }
+    items = [
+        {"path": path, "split": split, "fraction": fraction}
+        for before, (split, fraction) in fates.items()
+        if before in old.splits and fraction > 0
+        for path in store.paths(old, before)
+    ]
     tasks = ray.data.from_items(items, override_num_blocks=len(items))
-    rows = tasks.flat_map(_sample, fn_kwargs={"store": store, "fraction": fraction}).take_all()
+    rows = tasks.flat_map(_sample, fn_kwargs={"store": store}).take_all()
     return [Part(**row) for row in sorted(rows, key=lambda row: (row["split"], row["sha256"]))]
 
 
-def _sample(row: dict[str, Any], store: ObjectStore, fraction: float) -> list[dict[str, Any]]:
+def _sample(row: dict[str, Any], store: ObjectStore) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq  # noqa: PLC0415
 
     table = pq.read_table(row["path"], filesystem=store.filesystem)
-    # Drawn by the part's own content: the same pictures each time, so that the same window gives the same version.
+    # Drawn by the part's size alone: the same pictures each time, so that the same window gives the same version.
     rng = np.random.default_rng(len(table))
-    chosen = np.flatnonzero(rng.random(len(table)) < fraction)
+    chosen = np.flatnonzero(rng.random(len(table)) < row["fraction"])
     if not len(chosen):
         return []
     images = table["image"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     sample = _table(images[chosen], table["label"].to_numpy()[chosen].astype(np.int8))
     return [asdict(store.write_part(DATASET, sample, row["split"]))]
-
-
-def _by_reference(part: Part) -> Part:
-    return replace(part, split=_OLD)
 
 
 if __name__ == "__main__":

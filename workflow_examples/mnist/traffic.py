@@ -177,11 +177,14 @@ class Traffic:
                 while self._labels and self._labels[0][0] <= time.monotonic():
                     due.append(heapq.heappop(self._labels))
             for _, _, prediction_id, label in due:
-                try:
-                    self._client.feedback(prediction_id, [label])
-                except (InferenceError, DependencyUnavailableError) as error:
-                    with self._lock:
-                        self.errors.append(str(error))
+                self._senders.submit(self._tell, prediction_id, label)
+
+    def _tell(self, prediction_id: str, label: int) -> None:
+        try:
+            self._client.feedback(prediction_id, [label])
+        except (InferenceError, DependencyUnavailableError) as error:
+            with self._lock:
+                self.errors.append(str(error))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from semr.stack.context import StackContext
 from semr.stack.ports import PortRequest
 from semr.stack.services.base import Service
+from semr.stack.services.evolution import EvolutionService
 from semr.stack.services.mlflow_server import MlflowService
 from semr.stack.services.object_store import object_store_class
 from semr.stack.services.prometheus import AlertmanagerService, PrometheusService
@@ -14,7 +15,14 @@ from semr.stack.state import StateFolder
 
 def service_classes(folder: StateFolder) -> tuple[type[Service], ...]:
     """One class for each name of `SERVICE_NAMES`, in its order."""
-    return (object_store_class(folder), MlflowService, RayService, PrometheusService, AlertmanagerService)
+    return (
+        object_store_class(folder),
+        MlflowService,
+        RayService,
+        PrometheusService,
+        AlertmanagerService,
+        EvolutionService,
+    )
 
 
 def check_installed(folder: StateFolder) -> None:
@@ -38,4 +46,5 @@ def build_services(context: StackContext) -> list[Service]:
         ray,
         PrometheusService(context, object_store, ray),
         AlertmanagerService(context),
+        EvolutionService(context),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,15 +10,17 @@ import httpx
 import yaml
 
 import semr
+from semr.monitoring.time_compression import compress
 from semr.stack.context import StackContext, find_program
 from semr.stack.errors import ProgramMissingError
 from semr.stack.ports import LOOPBACK, PortRequest
 from semr.stack.services.base import Service, expect_ok
 from semr.stack.services.object_store import ObjectStoreService
 from semr.stack.services.ray_head import RayService
+from semr.stack.state import write_private
 
 _INSTALL = "run helper_scripts/env-prepare.sh, which installs Prometheus and Alertmanager"
-_SCRAPE_INTERVAL = "5s"
+_SCRAPE_SECONDS = 5.0
 _RETENTION = "15d"
 # Of Ray's more than ten thousand samples: what SEMR defines, Serve, and the state of node, tasks and actors.
 _RAY_KEPT = "|".join(
@@ -33,7 +36,7 @@ _RULES = Path(semr.__file__).parents[1] / "helm_charts" / "SEMR" / "rules"
 
 
 class AlertmanagerService(Service):
-    """Alertmanager without peers and without receivers."""
+    """Alertmanager without peers; alerts about models go to the evolution service."""
 
     name: ClassVar[str] = "alertmanager"
 
@@ -60,8 +63,8 @@ class AlertmanagerService(Service):
     def prepare(self) -> None:
         """Write the configuration."""
         self.context.folder.data(self.name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        config = {"route": {"receiver": "none"}, "receivers": [{"name": "none"}]}
-        self._config_file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        # Private: it holds the token of the evolution service.
+        write_private(self._config_file, yaml.safe_dump(self._config(), sort_keys=False))
 
     def command(self) -> list[str]:
         """Loopback only; an empty cluster address turns gossip off."""
@@ -76,6 +79,28 @@ class AlertmanagerService(Service):
     async def check(self, client: httpx.AsyncClient) -> None:
         """Its readiness endpoint answers."""
         await expect_ok(client, f"{self.url}/-/ready", "waiting for readiness")
+
+    def _config(self) -> dict[str, Any]:
+        settings = self.context.settings
+        credentials = {"type": "Bearer", "credentials": settings.need("evolution_token")}
+        webhook = {
+            "url": f"{settings.need('evolution_url')}/api/v1/alerts",
+            "send_resolved": True,
+            "http_config": {"authorization": credentials},
+        }
+        # The service tells repeated alerts apart by itself; a short repetition makes up for a message that it missed.
+        evolution = {
+            "matchers": ['semr="evolution"'],
+            "receiver": "evolution",
+            "group_by": ["alertname", "model"],
+            "group_wait": "1s",
+            "group_interval": "10s",
+            "repeat_interval": "1m",
+        }
+        return {
+            "route": {"receiver": "none", "routes": [evolution]},
+            "receivers": [{"name": "none"}, {"name": "evolution", "webhook_configs": [webhook]}],
+        }
 
 
 class PrometheusService(Service):
@@ -112,6 +137,7 @@ class PrometheusService(Service):
         """Write the configuration."""
         self.context.folder.data(self.name).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._config_file.write_text(yaml.safe_dump(self._config(), sort_keys=False), encoding="utf-8")
+        self._write_rules()
 
     def command(self) -> list[str]:
         """Loopback only."""
@@ -129,8 +155,11 @@ class PrometheusService(Service):
 
     def _config(self) -> dict[str, Any]:
         alertmanager = _target(self.port("alertmanager"))
+        # A window needs enough samples; more often than once a second Ray has nothing new to say.
+        interval = f"{max(1.0, _SCRAPE_SECONDS / self._compression):g}s"
         config: dict[str, Any] = {
-            "global": {"scrape_interval": _SCRAPE_INTERVAL, "evaluation_interval": _SCRAPE_INTERVAL},
+            "global": {"scrape_interval": interval, "evaluation_interval": interval},
+            "rule_files": [str(self._rules_folder / "*.yaml")],
             "alerting": {"alertmanagers": [{"static_configs": [alertmanager]}]},
             "scrape_configs": [
                 {
@@ -155,11 +184,27 @@ class PrometheusService(Service):
                 },
                 {"job_name": "prometheus", "static_configs": [_target(self.port("prometheus"))]},
                 {"job_name": "alertmanager", "static_configs": [alertmanager]},
+                {"job_name": "evolution", "static_configs": [_target(self.port("evolution"))]},
             ],
         }
-        if _RULES.is_dir():
-            config["rule_files"] = [str(_RULES / "*.yaml")]
         return config
+
+    @property
+    def _compression(self) -> float:
+        return self.context.options.time_compression or 1.0
+
+    @property
+    def _rules_folder(self) -> Path:
+        return self.context.folder.config / "rules"
+
+    def _write_rules(self) -> None:
+        """The chart's rules, as they are or with their durations divided."""
+        shutil.rmtree(self._rules_folder, ignore_errors=True)
+        self._rules_folder.mkdir()
+        for file in sorted(_RULES.glob("*.yaml")):
+            text = file.read_text(encoding="utf-8")
+            compressed = text if self._compression == 1.0 else compress(text, self._compression)
+            (self._rules_folder / file.name).write_text(compressed, encoding="utf-8")
 
 
 def _target(port: int) -> dict[str, list[str]]:

@@ -139,6 +139,8 @@ class RayService(Service):
             "DASHBOARD_METRIC_PORT": str(self.port("ray-dashboard-metrics")),
             # The newer Parquet reader starts 32 actors for each epoch, which takes half a minute on two cores.
             "RAY_DATA_USE_DATASOURCE_V2": "0",
+            # By default every worker is nice, Serve's replicas too; here jobs are (semr.job_entry) and serving comes first.
+            "RAY_worker_niceness": "0",
             "RAY_PROMETHEUS_HOST": settings.need("prometheus_url"),
         }
 
