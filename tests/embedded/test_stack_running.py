@@ -197,7 +197,7 @@ def test_prometheus_scrapes_every_service(stack: RunningStack) -> None:
         time.sleep(1)
     managers = httpx.get(f"{url}/api/v1/alertmanagers").json()["data"]["activeAlertmanagers"]
     assert [manager["url"] for manager in managers] == [f"{stack.settings.alertmanager_url}/api/v2/alerts"]
-    assert _query(stack.settings, "ray_serve_proxy_status")
+    assert _query(stack.settings, "ray_serve_controller_num_control_loops")
     assert _query(stack.settings, 'SeaweedFS_s3_request_total or {__name__=~"minio_.*"}')
     samples = _query(stack.settings, 'sum(scrape_samples_post_metric_relabeling{job="ray"})')
     assert float(samples[0]["value"][1]) < 2000
