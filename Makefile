@@ -9,6 +9,7 @@ STAMP  := $(VENV)/.semr-installed
 PYTHON_VERSION ?= >=3.10,<3.13
 EXTRAS         ?= tensorflow,dev
 TESTS          ?= tests
+PYTEST_ARGS    ?=
 
 # A folder of wheels that pip is told about is offered to uv too (pip separates several by spaces, uv by commas).
 empty :=
@@ -39,7 +40,7 @@ demo: $(STAMP)  ## from nothing to a served model on this machine (KEEP=1 leaves
 	$(PYTHON) -m workflow_examples.mnist.demo $(if $(KEEP),--keep)
 
 test: $(STAMP)  ## unit tests, and tests on real servers (TESTS=tests/unit for a part)
-	$(PYTHON) -m pytest $(TESTS)
+	$(PYTHON) -m pytest $(PYTEST_ARGS) $(TESTS)
 
 lint: $(STAMP)  ## ruff, mypy, shellcheck
 	$(VENV)/bin/ruff check .
