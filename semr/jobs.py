@@ -142,7 +142,8 @@ class RayJobs:
     ) -> JobResult:
         """Wait for the end of a job and pass its log on, line by line, while it runs.
 
-        A cluster that is away for less than a minute is waited for. Ctrl-C stops the job before it is raised again.
+        A cluster that is away for less than a minute is waited for. Ctrl-C stops the job before it is raised again
+        (as KeyboardInterrupt, or as the SystemExit that flytekit's own signal handler makes of it).
 
         Raises:
             JobFailedError: the job failed, was stopped, or took longer than `timeout_seconds` (it is stopped then).
@@ -154,7 +155,7 @@ class RayJobs:
             log.start()
         try:
             status, message = self._wait_for_end(job_id, started, timeout_seconds)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             self.cancel(job_id)
             raise
         finally:

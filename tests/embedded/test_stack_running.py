@@ -151,12 +151,12 @@ def test_buckets_are_there(stack: RunningStack) -> None:
     assert {settings.datasets_bucket, settings.checkpoints_bucket, settings.artifacts_bucket} <= names
 
 
-def test_job_inherits_the_contract(stack: RunningStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in stack.settings.client_environment().items():
-        monkeypatch.setenv(name, value)
+def test_job_inherits_the_contract(stack: RunningStack) -> None:
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    client = JobSubmissionClient(stack.settings.need("ray_dashboard_url"))
+    # Ray reads its token from the environment once in a process, and another test may have made it look before.
+    headers = {"Authorization": f"Bearer {stack.settings.need('ray_auth_token')}"}
+    client = JobSubmissionClient(stack.settings.need("ray_dashboard_url"), headers=headers)
     script = (
         "import ray, semr.settings; ray.init(log_to_driver=False);"
         "read = ray.remote(lambda: semr.settings.load_settings().mlflow_uri); print('URI', ray.get(read.remote()))"
@@ -199,8 +199,9 @@ def test_prometheus_scrapes_every_service(stack: RunningStack) -> None:
     assert [manager["url"] for manager in managers] == [f"{stack.settings.alertmanager_url}/api/v2/alerts"]
     assert _query(stack.settings, "ray_serve_controller_num_control_loops")
     assert _query(stack.settings, 'SeaweedFS_s3_request_total or {__name__=~"minio_.*"}')
-    samples = _query(stack.settings, 'sum(scrape_samples_post_metric_relabeling{job="ray"})')
-    assert float(samples[0]["value"][1]) < 2000
+    # Most of what Ray exports is for its own dashboard, and is not kept.
+    kept = 'sum(scrape_samples_post_metric_relabeling{job="ray"}) / sum(scrape_samples_scraped{job="ray"})'
+    assert float(_query(stack.settings, kept)[0]["value"][1]) < 0.7
 
 
 def test_logs_of_every_service(stack: RunningStack, semr: Semr) -> None:
