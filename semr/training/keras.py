@@ -32,12 +32,10 @@ from semr.settings import get_settings
 from semr.storage import DatasetVersion, ObjectStore
 from semr.training.group import WorkerGroup, join_train_workers
 from semr.training.quiet_keras import import_keras
+from semr.training.shard import Batch, Example, Shard
 
 if TYPE_CHECKING:
     import keras
-
-Batch = Mapping[str, npt.NDArray[Any]]
-Example = tuple[npt.NDArray[np.float32], npt.NDArray[Any]]
 
 _MODEL_FILE = "model.keras"
 _STATE_FILE = "state.json"
@@ -126,7 +124,7 @@ def fit(
             "run_id": run_id,
             "build_model": build_model,
             "to_example": to_example,
-            "train_rows": dataset.splits["train"],
+            "rows": dict(dataset.splits),
         },
         scaling_config=ray.train.ScalingConfig(num_workers=plan.workers),
         datasets={
@@ -182,26 +180,19 @@ def _train_loop(config: dict[str, Any]) -> None:
     if group.size > 1:
         _average_gradients(model, group)
 
-    to_example = config["to_example"]
-    shards = {split: ray.train.get_dataset_shard(split) for split in ("train", "validation")}
-    example_x, example_y = to_example(next(iter(shards["validation"].iter_batches(batch_size=2))))
+    shards = {
+        split: Shard(ray.train.get_dataset_shard(split), config["to_example"], config["rows"][split] // group.size)
+        for split in ("train", "validation")
+    }
+    example_x, example_y = shards["validation"].first
     signature = (_any_batch(tf, example_x), _any_batch(tf, example_y))
     epoch = first_epoch
 
     def train_batches() -> Iterator[Example]:
-        # The buffer holds a worker's whole shard of a small dataset and a window of 10,000 rows of a large one.
-        rows = min(10_000, config["train_rows"] // group.size)
-        yield from map(
-            to_example,
-            shards["train"].iter_batches(
-                batch_size=config["batch_size"],
-                local_shuffle_buffer_size=rows,
-                local_shuffle_seed=config["seed"] + epoch,
-            ),
-        )
+        yield from shards["train"].batches(config["batch_size"], shuffle_seed=config["seed"] + epoch)
 
     def validation_batches() -> Iterator[Example]:
-        yield from map(to_example, shards["validation"].iter_batches(batch_size=256))
+        yield from shards["validation"].batches(batch_size=256)
 
     class EpochEnd(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore]
         def on_epoch_begin(self, index: int, logs: dict[str, float] | None = None) -> None:

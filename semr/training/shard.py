@@ -1,0 +1,76 @@
+"""A worker's share of a split, batch by batch: from memory when it is small, else streamed anew for each epoch.
+
+Every pass over a Ray dataset starts an execution of its own, a second or more; on a few thousand pictures that is most of the
+training time. The share of a small split is therefore read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from ray.data import DataIterator
+
+Batch = Mapping[str, npt.NDArray[Any]]
+Example = tuple[npt.NDArray[np.float32], npt.NDArray[Any]]
+
+# What a worker may keep of a split, in bytes of examples.
+MEMORY_LIMIT = 256 * 2**20
+# Rows that are shuffled among each other when a split is streamed.
+_SHUFFLE_WINDOW = 10_000
+_READ_BATCH = 1024
+
+
+class Shard:
+    """One worker's share of one split.
+
+    Args:
+        source: the worker's share as Ray Train hands it out.
+        to_example: turns a batch of columns into inputs (float32, first axis the batch) and targets.
+        rows: of the share, about.
+        memory_limit: bytes of examples up to which the share is kept in memory.
+
+    Attributes:
+        first: the first two examples, read at construction.
+        in_memory: whether the share is kept.
+    """
+
+    def __init__(
+        self, source: DataIterator, to_example: Callable[[Batch], Example], rows: int, memory_limit: int = MEMORY_LIMIT
+    ) -> None:
+        self._source = source
+        self._to_example = to_example
+        self._rows = rows
+        self._kept: Example | None = None
+        self.first: Example = to_example(next(iter(source.iter_batches(batch_size=2))))
+        size_of_row = sum(array.nbytes / len(array) for array in self.first)
+        self.in_memory = rows * size_of_row <= memory_limit
+
+    def batches(self, batch_size: int, shuffle_seed: int | None = None) -> Iterator[Example]:
+        """One pass over the share; shuffled when a seed is given, another one for each epoch."""
+        if self.in_memory:
+            yield from self._from_memory(batch_size, shuffle_seed)
+            return
+        shuffling: dict[str, Any] = {}
+        if shuffle_seed is not None:
+            window = max(1, min(_SHUFFLE_WINDOW, self._rows))
+            shuffling = {"local_shuffle_buffer_size": window, "local_shuffle_seed": shuffle_seed}
+        yield from map(self._to_example, self._source.iter_batches(batch_size=batch_size, **shuffling))
+
+    def _from_memory(self, batch_size: int, shuffle_seed: int | None) -> Iterator[Example]:
+        if self._kept is None:
+            inputs, targets = zip(
+                *map(self._to_example, self._source.iter_batches(batch_size=_READ_BATCH)), strict=True
+            )
+            self._kept = np.concatenate(inputs), np.concatenate(targets)
+        kept_inputs, kept_targets = self._kept
+        order = np.arange(len(kept_targets))
+        if shuffle_seed is not None:
+            np.random.default_rng(shuffle_seed).shuffle(order)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            yield kept_inputs[rows], kept_targets[rows]
