@@ -29,6 +29,8 @@ from semr.stack.errors import StackFolderError
 
 # Ray appends up to 75 characters (session name and socket) to its temporary folder; Linux allows 107, macOS 103.
 _LONGEST_RUNTIME_PATH = 24
+_SCRAPE_SECONDS = 5.0
+_LEAST_SCRAPE_SECONDS = 2.0
 # What a start that was killed before it recorded its identity may have left.
 _LEFT_BY_A_START = {"config", "data", "logs", "lock"}
 
@@ -242,6 +244,11 @@ class StackOptions:
     ray_cpus: int | None = None
     policy: str | None = None
     time_compression: float | None = None
+
+    @property
+    def scrape_seconds(self) -> float:
+        """Time between two scrapes of a server; the least is set by Ray's agent, which is busy for a third of a second."""
+        return max(_LEAST_SCRAPE_SECONDS, _SCRAPE_SECONDS / (self.time_compression or 1.0))
 
     def over(self, recorded: StackOptions) -> StackOptions:
         """These options, with `recorded` where they are None."""

@@ -16,9 +16,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +39,8 @@ from semr.training.shard import Batch, Example, Shard
 if TYPE_CHECKING:
     import keras
 
+# Ray Train's controller takes one report of each worker a look and looks every 2 s, so that no epoch would be shorter.
+_POLL = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 _MODEL_FILE = "model.keras"
 _STATE_FILE = "state.json"
 # Logical CPUs of a task that reads data. Little, since it mostly waits for the object store, and since workers that occupy
@@ -116,6 +120,7 @@ def fit(
                 f"Split {split!r} of {dataset.uri} has {rows} rows; {plan.workers} workers need more."
             )
     join_cluster()
+    os.environ.setdefault(*_POLL)
     # Not TensorflowTrainer: it loads TensorFlow in the driver and in the controller, 6 s each, to start its servers.
     trainer = DataParallelTrainer(
         _train_loop,
@@ -169,8 +174,12 @@ def _train_loop(config: dict[str, Any]) -> None:
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train has set it to INFO, and tells of every report
     give_way_to_serving()
     _check_servers(config["run_id"])
-    group = join_train_workers()
-    import_keras()
+    # Ray Data needs seconds to start, and so does TensorFlow: at once.
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+        reading = {split: _read(reader, split, config) for split in ("train", "validation")}
+        group = join_train_workers()
+        import_keras()
+        shards = {split: shard.result() for split, shard in reading.items()}
     import keras  # noqa: PLC0415
     import tensorflow as tf  # noqa: PLC0415
 
@@ -180,10 +189,6 @@ def _train_loop(config: dict[str, Any]) -> None:
     if group.size > 1:
         _average_gradients(model, group)
 
-    shards = {
-        split: Shard(ray.train.get_dataset_shard(split), config["to_example"], config["rows"][split] // group.size)
-        for split in ("train", "validation")
-    }
     example_x, example_y = shards["validation"].first
     signature = (_any_batch(tf, example_x), _any_batch(tf, example_y))
     epoch = first_epoch
@@ -220,6 +225,15 @@ def _train_loop(config: dict[str, Any]) -> None:
     group.close()
     if group.rank == 0:
         _log_model(model, example_x, config["run_id"])
+
+
+def _read(reader: ThreadPoolExecutor, split: str, config: dict[str, Any]) -> Future[Shard]:
+    import ray.train  # noqa: PLC0415
+
+    workers = ray.train.get_context().get_world_size()
+    return reader.submit(
+        Shard, ray.train.get_dataset_shard(split), config["to_example"], config["rows"][split] // workers
+    )
 
 
 def _average_gradients(model: keras.Model, group: WorkerGroup) -> None:

@@ -26,7 +26,7 @@ _READ_BATCH = 1024
 
 
 class Shard:
-    """One worker's share of one split.
+    """One worker's share of one split; a share that fits is read at construction.
 
     Args:
         source: the worker's share as Ray Train hands it out.
@@ -35,8 +35,7 @@ class Shard:
         memory_limit: bytes of examples up to which the share is kept in memory.
 
     Attributes:
-        first: the first two examples, read at construction.
-        in_memory: whether the share is kept.
+        first: the first two examples.
     """
 
     def __init__(
@@ -46,31 +45,38 @@ class Shard:
         self._to_example = to_example
         self._rows = rows
         self._kept: Example | None = None
-        self.first: Example = to_example(next(iter(source.iter_batches(batch_size=2))))
-        size_of_row = sum(array.nbytes / len(array) for array in self.first)
-        self.in_memory = rows * size_of_row <= memory_limit
+        batches = map(to_example, source.iter_batches(batch_size=_READ_BATCH))
+        begin = next(batches)
+        self.first: Example = (begin[0][:2], begin[1][:2])
+        if rows * sum(array.nbytes / len(array) for array in begin) <= memory_limit:
+            inputs, targets = zip(begin, *batches, strict=True)
+            self._kept = np.concatenate(inputs), np.concatenate(targets)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the share is kept."""
+        return self._kept is not None
 
     def batches(self, batch_size: int, shuffle_seed: int | None = None) -> Iterator[Example]:
         """One pass over the share; shuffled when a seed is given, another one for each epoch."""
-        if self.in_memory:
-            yield from self._from_memory(batch_size, shuffle_seed)
-            return
+        if self._kept is None:
+            return self._streamed(batch_size, shuffle_seed)
+        return _batches_of(*self._kept, batch_size, shuffle_seed)
+
+    def _streamed(self, batch_size: int, shuffle_seed: int | None) -> Iterator[Example]:
         shuffling: dict[str, Any] = {}
         if shuffle_seed is not None:
             window = max(1, min(_SHUFFLE_WINDOW, self._rows))
             shuffling = {"local_shuffle_buffer_size": window, "local_shuffle_seed": shuffle_seed}
-        yield from map(self._to_example, self._source.iter_batches(batch_size=batch_size, **shuffling))
+        return map(self._to_example, self._source.iter_batches(batch_size=batch_size, **shuffling))
 
-    def _from_memory(self, batch_size: int, shuffle_seed: int | None) -> Iterator[Example]:
-        if self._kept is None:
-            inputs, targets = zip(
-                *map(self._to_example, self._source.iter_batches(batch_size=_READ_BATCH)), strict=True
-            )
-            self._kept = np.concatenate(inputs), np.concatenate(targets)
-        kept_inputs, kept_targets = self._kept
-        order = np.arange(len(kept_targets))
-        if shuffle_seed is not None:
-            np.random.default_rng(shuffle_seed).shuffle(order)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            yield kept_inputs[rows], kept_targets[rows]
+
+def _batches_of(
+    inputs: npt.NDArray[np.float32], targets: npt.NDArray[Any], batch_size: int, shuffle_seed: int | None
+) -> Iterator[Example]:
+    order = np.arange(len(targets))
+    if shuffle_seed is not None:
+        np.random.default_rng(shuffle_seed).shuffle(order)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        yield inputs[rows], targets[rows]

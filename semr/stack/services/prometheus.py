@@ -20,7 +20,6 @@ from semr.stack.services.ray_head import RayService
 from semr.stack.state import write_private
 
 _INSTALL = "run helper_scripts/env-prepare.sh, which installs Prometheus and Alertmanager"
-_SCRAPE_SECONDS = 5.0
 _RETENTION = "15d"
 # Of Ray's more than ten thousand samples: what SEMR defines, Serve, and the state of node, tasks and actors.
 _RAY_KEPT = "|".join(
@@ -155,8 +154,7 @@ class PrometheusService(Service):
 
     def _config(self) -> dict[str, Any]:
         alertmanager = _target(self.port("alertmanager"))
-        # A window needs enough samples; more often than once a second Ray has nothing new to say.
-        interval = f"{max(1.0, _SCRAPE_SECONDS / self._compression):g}s"
+        interval = f"{self.context.options.scrape_seconds:g}s"
         config: dict[str, Any] = {
             "global": {"scrape_interval": interval, "evaluation_interval": interval},
             "rule_files": [str(self._rules_folder / "*.yaml")],

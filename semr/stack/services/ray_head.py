@@ -21,7 +21,6 @@ DEFAULT_OBJECT_STORE_MB = 400
 _LEAST_CPUS = 4
 # Ray answers this request after it has started Serve's controller, a process of several seconds.
 _START_SERVE_TIMEOUT_S = 90.0
-_METRICS_INTERVAL_MS = 1000
 # Applications that were put back are waited for, but one that cannot be deployed must not keep the stack from starting.
 _DEPLOY_TIMEOUT_S = 60.0
 _DEPLOYING = ("NOT_STARTED", "DEPLOYING")
@@ -134,7 +133,7 @@ class RayService(Service):
             "MLFLOW_DISABLE_TELEMETRY": "true",
             # The whole node goes: there is nowhere to drain to, and by default Ray would wait 30 s for it.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-            "RAY_metrics_report_interval_ms": str(_METRICS_INTERVAL_MS),
+            "RAY_metrics_report_interval_ms": str(round(self.context.options.scrape_seconds * 1000)),
             "AUTOSCALER_METRIC_PORT": str(self.port("ray-autoscaler-metrics")),
             "DASHBOARD_METRIC_PORT": str(self.port("ray-dashboard-metrics")),
             # The newer Parquet reader starts 32 actors for each epoch, which takes half a minute on two cores.
