@@ -1,7 +1,8 @@
-"""`make demo`: from nothing to a served model on one machine, each step shown with its time.
+"""`make demo`: from nothing to a served model that evolves by itself, on one machine, each step shown with its time.
 
-The embedded stack comes up in `.semr` of the working directory, the steps of `pipeline` run on it one after the other, and 200
-holdout pictures are sent to the model over HTTP. The stack goes down at the end unless it was up before or `--keep` is given.
+The embedded stack comes up in `.semr` of the working directory and the steps of `pipeline` run on it one after the other. Then
+the pictures change under live traffic, and `demo_loop` shows how the model follows. The stack goes down at the end unless it
+was up before or `--keep` is given.
 """
 
 from __future__ import annotations
@@ -17,19 +18,27 @@ from typing import TypeVar
 from rich.console import Console
 from rich.table import Table
 
-from semr.deployment.verification import ProbeReport
 from semr.errors import SemrError
-from semr.registry import ModelVersionRef
+from semr.evolution.audit import AuditTrail
+from semr.evolution.report import write_report
+from semr.evolution.timeline import timeline_line
+from semr.monitoring.prometheus import Prometheus
+from semr.registry import Registry
 from semr.settings import STATE_FOLDER_NAME, Settings, get_settings
 from semr.stack import control
 from semr.stack.display import show_progress
+from semr.stack.state import StackOptions, StateFolder, read_options, write_options
 from semr.stack.status import StackState
+from semr.storage import ObjectStore
 from workflow_examples.mnist import pipeline
+from workflow_examples.mnist.demo_loop import LoopPlan, LoopReport, show_loop
 from workflow_examples.mnist.train import TrainConfig
 
-REQUESTS = 200
 MODEL = "mnist"
+#: Windows of minutes become windows of seconds, and the policy has limits to match.
+OPTIONS = StackOptions(policy=str(Path(__file__).with_name("demo_policy.yaml")), time_compression=20.0)
 _LOG_FILE = "logs/demo.log"
+_REPORT_FILE = f"report-{MODEL}.html"
 _TAIL_LINES = 25
 
 Result = TypeVar("Result")
@@ -70,10 +79,10 @@ class Demo:
 
 
 def run(demo: Demo, source: str) -> None:
-    """Bring the stack up, do the steps, print the table."""
+    """Bring the stack up, do the steps, show the loop, print what happened."""
     started = time.monotonic()
     with show_progress(demo.console) as progress:
-        settings = control.up(demo.state_folder, progress=progress)
+        settings = control.up(demo.state_folder, OPTIONS, progress)
     demo.times["stack up"] = time.monotonic() - started
     demo.console.print(f"[green]✓[/] {'stack up':<58} {demo.times['stack up']:6.1f} s", highlight=False)
     get_settings.cache_clear()
@@ -84,39 +93,57 @@ def run(demo: Demo, source: str) -> None:
     config = TrainConfig(dataset)
     title = f"train: Keras, {config.workers} Ray Train workers, {config.epochs} epochs"
     run_id = demo.step(title, lambda: pipeline.train(config, demo.say))
-    demo.step(
+    accuracy = demo.step(
         "evaluate: holdout accuracy, report, confusion matrix",
         lambda: pipeline.evaluate(run_id, dataset, 0.9, demo.say),
     )
     model = demo.step("register: model version in MLflow", lambda: pipeline.register(run_id, MODEL, dataset))
     deployment = demo.step("deploy: Ray Serve", lambda: pipeline.deploy(model, replicas=1))
     demo.step("verify: real requests; champion", lambda: pipeline.verify(deployment, dataset))
-    report = demo.step(f"{REQUESTS} requests", lambda: pipeline.probe(deployment, dataset, REQUESTS))
-    demo.console.print()
-    demo.console.print(_what_happened(model, dataset, report, time.monotonic() - started))
-    demo.console.print(_where_to_look(settings, model, deployment.url))
-
-
-def _what_happened(model: ModelVersionRef, dataset: str, report: ProbeReport, seconds: float) -> Table:
-    table = Table(title="What happened", title_justify="left", show_header=False, box=None, padding=(0, 2))
-    table.add_row("dataset", f"mnist, version {dataset}")
-    table.add_row("model", f"{model.name}, version {model.version}, champion (run {model.run_id})")
-    table.add_row("holdout accuracy", f"{model.metrics['holdout_accuracy']:.4f}")
-    table.add_row(
-        "requests",
-        f"{report.requests} sent, {report.failed} failed, accuracy {report.accuracy:.4f}, "
-        f"p50 {report.p50_milliseconds:.1f} ms, p99 {report.p99_milliseconds:.1f} ms",
+    plan = LoopPlan()
+    demo.console.print(
+        f"\nVersion {model.version} serves, with an accuracy of {accuracy:.4f} on its holdout. Now {plan.rate:g} requests a "
+        f"second, and after {plan.steady_seconds:g} s every picture turned by {plan.drift.strength:g} degrees. Nobody "
+        "touches anything from here on.\n",
+        highlight=False,
     )
-    table.add_row("time", f"{seconds:.0f} s")
+    report = show_loop(deployment.url, MODEL, plan, demo.console)
+    page = demo.state_folder / _REPORT_FILE
+    write_report(MODEL, page, AuditTrail(ObjectStore.from_settings()), Registry(), Prometheus())
+    demo.console.print(_what_happened(report, time.monotonic() - started))
+    demo.console.print("\n[italic]Timeline[/]")
+    for record in report.records:
+        demo.console.print(f"  {timeline_line(record)}", highlight=False, markup=False, soft_wrap=True)
+    demo.console.print(_where_to_look(settings, report.new_version, deployment.url))
+    demo.console.print(f"\nThe evolution as a page: {page}", highlight=False, soft_wrap=True)
+    if report.whole.failed:
+        raise SemrError(f"{report.whole.failed} requests failed, the first with: {report.errors[0]}")
+
+
+def _what_happened(report: LoopReport, seconds: float) -> Table:
+    table = Table(title="\nWhat happened", title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table.add_row("accuracy before", f"{report.before.accuracy:.3f}  (version {report.old_version})")
+    table.add_row("accuracy after the drift", f"{report.drifted.accuracy:.3f}  (version {report.old_version})")
+    table.add_row(
+        "accuracy in the end",
+        f"{report.after.accuracy:.3f}  (version {report.new_version}, pictures never sent before)",
+    )
+    table.add_row("requests", f"{report.whole.sent} sent, {report.whole.failed} failed")
+    table.add_row(
+        "from the drift's first request",
+        f"alert {report.alert_seconds:.0f} s, version {report.new_version} live {report.live_seconds:.0f} s, "
+        f"accepted {report.settled_seconds:.0f} s",
+    )
+    table.add_row("time", f"{seconds:.0f} s in all")
     return table
 
 
-def _where_to_look(settings: Settings, model: ModelVersionRef, url: str) -> Table:
+def _where_to_look(settings: Settings, version: str, url: str) -> Table:
     table = Table(title="\nWhere to look", title_justify="left", show_header=False, box=None, padding=(0, 2))
-    table.add_row("MLflow", f"{settings.need('mlflow_uri')}/#/models/{model.name}/versions/{model.version}")
+    table.add_row("MLflow", f"{settings.need('mlflow_uri')}/#/models/{MODEL}/versions/{version}")
     table.add_row("Ray", f"{settings.need('ray_dashboard_url')}  (asks for SEMR_RAY_AUTH_TOKEN, see `semr env`)")
-    table.add_row("Prometheus", f"{settings.need('prometheus_url')}/graph?g0.expr=semr_inference_requests_total")
-    table.add_row("the model", f"{url}/v2/models/{model.name}")
+    table.add_row("Prometheus", f"{settings.need('prometheus_url')}/graph?g0.expr=semr:input_drift:overall")
+    table.add_row("the model", f"{url}/v2/models/{MODEL}")
     return table
 
 
@@ -125,12 +152,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workflow_examples.mnist.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--keep", action="store_true", help="leave the stack running at the end")
     parser.add_argument("--source", default="digits", help="pictures, as for `semr data mnist` (default: digits)")
-    options = parser.parse_args(arguments)
+    arguments_given = parser.parse_args(arguments)
     demo = Demo(Console(), Path(STATE_FOLDER_NAME).resolve())
+    options_before = read_options(StateFolder.at(demo.state_folder))
     was_up = control.status(demo.state_folder).state is not StackState.STOPPED
-    keep = options.keep
+    keep = arguments_given.keep
     try:
-        run(demo, options.source)
+        run(demo, arguments_given.source)
     except SemrError as error:
         keep = False
         print(f"{demo.tail()}\ndemo: {error}".strip(), file=sys.stderr)
@@ -141,10 +169,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     finally:
         if was_up or keep:
-            demo.console.print("\nThe stack stays up: `semr status` shows it, `semr down` ends it.", highlight=False)
+            demo.console.print(
+                "\nThe stack stays up, with alert rules 20 times as fast: `semr status` shows it, `semr down` ends it.",
+                highlight=False,
+            )
         else:
             with demo.console.status("stack down …"):
                 control.down(demo.state_folder)
+            if demo.state_folder.is_dir():  # the next `semr up` is not to be as fast as this demo
+                write_options(StateFolder.at(demo.state_folder), options_before)
             demo.console.print(
                 "\nThe stack is down; its data stay in .semr. KEEP=1 make demo leaves it up.", highlight=False
             )

@@ -49,6 +49,10 @@ class Pool:
         pictures = to_input(table["image"].combine_chunks().flatten().to_numpy())
         return cls(pictures.reshape(-1, IMAGE_SIZE, IMAGE_SIZE), table["label"].to_numpy().astype(np.int64))
 
+    def halves(self) -> tuple[Pool, Pool]:
+        """The even and the odd rows: two pools that have no picture in common."""
+        return Pool(self.pictures[::2], self.labels[::2]), Pool(self.pictures[1::2], self.labels[1::2])
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -132,6 +136,11 @@ class Traffic:
             right=sum(right for _, _, right in chosen),
             versions=dict(Counter(version for _, version, _ in chosen if version is not None)),
         )
+
+    def newest_version(self) -> str | None:
+        """Version that gave the last answer; None before the first one."""
+        with self._lock:
+            return next((version for _, version, _ in reversed(self._outcomes) if version is not None), None)
 
     def _send_on_time(self) -> None:
         due = time.monotonic()
