@@ -79,6 +79,8 @@ class RayServeTarget:
             "route_prefix": f"/{ref.name}",
             "import_path": IMPORT_PATH,
             "args": {"model": ref.name},
+            # A line for every request, written by replica and proxy, takes more than a small model's answer.
+            "logging_config": {"enable_access_log": False},
             "deployments": [
                 {
                     "name": DEPLOYMENT,

@@ -103,8 +103,8 @@ def run(demo: Demo, source: str) -> None:
     plan = LoopPlan()
     demo.console.print(
         f"\nVersion {model.version} serves, with an accuracy of {accuracy:.4f} on its holdout. Now {plan.rate:g} requests a "
-        f"second, and after {plan.steady_seconds:g} s every picture turned by {plan.drift.strength:g} degrees. Nobody "
-        "touches anything from here on.\n",
+        f"second of {plan.pictures} pictures each; after {plan.steady_seconds:g} s every picture is turned by "
+        f"{plan.drift.strength:g} degrees. Nobody touches anything from here on.\n",
         highlight=False,
     )
     report = show_loop(deployment.url, MODEL, plan, demo.console)

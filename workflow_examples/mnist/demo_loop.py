@@ -47,13 +47,15 @@ class LoopPlan:
 
     Attributes:
         rate: requests a second.
+        pictures: in each request.
         drift: what happens to the pictures.
         steady_seconds: traffic before it does.
         after_seconds: traffic after the new version has been accepted.
         patience_seconds: given up when it takes longer from the drift to the end of the launch.
     """
 
-    rate: float = 15.0
+    rate: float = 10.0
+    pictures: int = 3
     drift: Distortion = field(default_factory=lambda: Distortion("rotate", 35.0))
     steady_seconds: float = 20.0
     after_seconds: float = 10.0
@@ -106,7 +108,7 @@ def show_loop(url: str, model: str, plan: LoopPlan, console: Console) -> LoopRep
     drifting = Pool.of_split("train")
     with (
         EvolutionClient() as client,
-        Traffic(url, model, plan.rate, steady) as traffic,
+        Traffic(url, model, plan.rate, steady, pictures=plan.pictures) as traffic,
         Live(console=console, transient=True, auto_refresh=False) as live,
     ):
         view = _View(model, traffic, client, live, console)

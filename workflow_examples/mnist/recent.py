@@ -11,14 +11,16 @@ The result is a version of the dataset `mnist-recent` with the splits
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from semr.errors import InvalidInputError
-from semr.job_entry import job_main, join_cluster, tracked_run
+from semr.job_entry import job_main, tracked_run
 from semr.monitoring.live_data import read_labelled_window
 from semr.storage import DatasetVersion, ObjectStore, Part
 from workflow_examples.mnist.prepare import EXPERIMENT, assign_splits
@@ -26,6 +28,8 @@ from workflow_examples.mnist.prepare import EXPERIMENT, assign_splits
 DATASET = "mnist-recent"
 SHARES = {"train": 0.6, "validation": 0.1, "holdout": 0.3}
 _OLD = "holdout_old"
+# Reading and writing parts is waiting for the object store; tasks on the cluster would take longer to start.
+_READERS = 4
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class RecentConfig:
 
 def gather(config: RecentConfig) -> None:
     """Write the dataset version and leave it in this job's MLflow run."""
-    import mlflow  # noqa: PLC0415 - not needed by Ray's tasks, which import this module too
+    import mlflow  # noqa: PLC0415 - takes a second, and the steps import this module for its names
 
     from semr.tracking import DATASET_TAG  # noqa: PLC0415
 
@@ -67,7 +71,6 @@ def gather(config: RecentConfig) -> None:
             f"Only {len(window)} labelled pictures in the last {config.window_seconds:g} s; "
             f"{config.least_rows} are needed to learn from."
         )
-    join_cluster()
     with tracked_run(EXPERIMENT, "gather recent"):
         recent = _recent_splits(window)
         parts = [store.write_part(DATASET, table, split) for split, table in recent.items() if len(table)]
@@ -94,9 +97,7 @@ def _table(images: Any, labels: Any) -> pa.Table:  # noqa: ANN401 - arrays (rows
 
 
 def _from_before(store: ObjectStore, old: DatasetVersion, share: float, recent_rows: int) -> list[Part]:
-    """A share of the champion's training and validation pictures, and all of its holdouts, by tasks on the cluster."""
-    import ray.data  # noqa: PLC0415
-
+    """A share of the champion's training and validation pictures, and all of its holdouts, one part at a time a thread."""
     replayed = min(1.0, recent_rows * share / (1 - share) / old.splits["train"])
     fates = {
         "train": ("train", replayed),
@@ -104,29 +105,29 @@ def _from_before(store: ObjectStore, old: DatasetVersion, share: float, recent_r
         "holdout": (_OLD, 1.0),
         _OLD: (_OLD, 1.0),
     }
-    items = [
-        {"path": path, "split": split, "fraction": fraction}
+    work = [
+        (path, split, fraction)
         for before, (split, fraction) in fates.items()
         if before in old.splits and fraction > 0
         for path in store.paths(old, before)
     ]
-    tasks = ray.data.from_items(items, override_num_blocks=len(items))
-    rows = tasks.flat_map(_sample, fn_kwargs={"store": store}).take_all()
-    return [Part(**row) for row in sorted(rows, key=lambda row: (row["split"], row["sha256"]))]
+    with ThreadPoolExecutor(_READERS) as pool:
+        parts = pool.map(lambda each: _sample(store, *each), work)
+        return sorted((part for part in parts if part), key=lambda part: (part.split, part.sha256))
 
 
-def _sample(row: dict[str, Any], store: ObjectStore) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq  # noqa: PLC0415
-
-    table = pq.read_table(row["path"], filesystem=store.filesystem)
+def _sample(store: ObjectStore, path: str, split: str, fraction: float) -> Part | None:
+    """A share of one part's pictures as a new part, None when the share is empty."""
+    with store.connection.named_errors():
+        table = pq.read_table(path, filesystem=store.filesystem)
     # Drawn by the part's size alone: the same pictures each time, so that the same window gives the same version.
     rng = np.random.default_rng(len(table))
-    chosen = np.flatnonzero(rng.random(len(table)) < row["fraction"])
+    chosen = np.flatnonzero(rng.random(len(table)) < fraction)
     if not len(chosen):
-        return []
+        return None
     images = table["image"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     sample = _table(images[chosen], table["label"].to_numpy()[chosen].astype(np.int8))
-    return [asdict(store.write_part(DATASET, sample, row["split"]))]
+    return store.write_part(DATASET, sample, split)
 
 
 if __name__ == "__main__":

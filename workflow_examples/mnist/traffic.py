@@ -56,18 +56,26 @@ class Pool:
 
 @dataclass(frozen=True)
 class Tally:
-    """What a stretch of traffic came to; `accuracy` is over the answered requests, NaN when there were none."""
+    """What a stretch of traffic came to.
+
+    Attributes:
+        sent: requests.
+        failed: how many of them had no answer, or an error.
+        pictures: answered ones.
+        right: how many of them were recognised.
+        versions: answered requests by model version.
+    """
 
     sent: int
     failed: int
+    pictures: int
     right: int
     versions: dict[str, int]
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers among the answered requests."""
-        answered = self.sent - self.failed
-        return self.right / answered if answered else float("nan")
+        """Share of right answers among the answered pictures, NaN when there are none."""
+        return self.right / self.pictures if self.pictures else float("nan")
 
 
 @dataclass
@@ -78,10 +86,11 @@ class Traffic:
         url: what stands before `/v2`.
         model: its name.
         rate: requests a second.
+        pictures: in each request.
         pool: where pictures come from.
         distortion: how they are distorted, None for not at all.
         drift_share: share of the pictures that are distorted.
-        label_delay: seconds until a picture's label is fed back; None feeds none back.
+        label_delay: seconds until a request's labels are fed back; None feeds none back.
         mislabel: share of the labels that are wrong.
         seed: of the choice and jitter of pictures.
     """
@@ -95,16 +104,19 @@ class Traffic:
     label_delay: float | None = 1.0
     mislabel: float = 0.0
     seed: int = 0
+    pictures: int = 1
     errors: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1000:
             raise InvalidInputError(f"The rate must be above 0 and at most 1000 requests a second, not {self.rate:g}.")
+        if self.pictures < 1:
+            raise InvalidInputError(f"A request takes at least 1 picture, not {self.pictures}.")
         self._rng = np.random.default_rng(self.seed)
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._outcomes: list[tuple[float, str | None, bool]] = []
-        self._labels: list[tuple[float, int, str, int]] = []
+        self._outcomes: list[tuple[float, str | None, int]] = []
+        self._labels: list[tuple[float, int, str, list[int]]] = []
         self._order = itertools.count()
         self._threads = [
             threading.Thread(target=self._send_on_time, name="traffic", daemon=True),
@@ -130,9 +142,11 @@ class Traffic:
         """Requests answered between two times of `time.monotonic`."""
         with self._lock:
             chosen = [outcome for outcome in self._outcomes if since <= outcome[0] < until]
+        failed = sum(version is None for _, version, _ in chosen)
         return Tally(
             sent=len(chosen),
-            failed=sum(version is None for _, version, _ in chosen),
+            failed=failed,
+            pictures=(len(chosen) - failed) * self.pictures,
             right=sum(right for _, _, right in chosen),
             versions=dict(Counter(version for _, version, _ in chosen if version is not None)),
         )
@@ -145,8 +159,9 @@ class Traffic:
     def _send_on_time(self) -> None:
         due = time.monotonic()
         while not self._stop.is_set():
-            picture, label = self._draw()
-            self._senders.submit(self._send, picture, label)
+            drawn = [self._draw() for _ in range(self.pictures)]
+            pictures = np.concatenate([picture for picture, _ in drawn])
+            self._senders.submit(self._send, pictures, np.array([label for _, label in drawn]))
             due += 1 / self.rate
             self._stop.wait(max(0.0, due - time.monotonic()))
 
@@ -161,23 +176,22 @@ class Traffic:
             picture = distortion.apply(picture, self._rng)
         return picture, int(pool.labels[row])
 
-    def _send(self, picture: Pictures, label: int) -> None:
+    def _send(self, pictures: Pictures, labels: npt.NDArray[np.int64]) -> None:
         try:
-            prediction = self._client.infer({self._input: picture.reshape(1, IMAGE_SIZE, IMAGE_SIZE, 1)})
+            prediction = self._client.infer({self._input: pictures.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 1)})
         except (InferenceError, DependencyUnavailableError) as error:
             with self._lock:
-                self._outcomes.append((time.monotonic(), None, False))
+                self._outcomes.append((time.monotonic(), None, 0))
                 self.errors.append(str(error))
             return
-        right = int(next(iter(prediction.outputs.values())).argmax()) == label
+        right = int((next(iter(prediction.outputs.values())).argmax(axis=1) == labels).sum())
         with self._lock:
             self._outcomes.append((time.monotonic(), prediction.version, right))
             if self.label_delay is not None and prediction.prediction_id:
-                told = (label + 1) % CLASSES if self._rng.random() < self.mislabel else label
-                heapq.heappush(
-                    self._labels,
-                    (time.monotonic() + self.label_delay, next(self._order), prediction.prediction_id, told),
-                )
+                is_wrong = self._rng.random(len(labels)) < self.mislabel
+                told = np.where(is_wrong, (labels + 1) % CLASSES, labels).tolist()
+                due = time.monotonic() + self.label_delay
+                heapq.heappush(self._labels, (due, next(self._order), prediction.prediction_id, told))
 
     def _feed_back(self) -> None:
         while not self._stop.wait(0.05):
@@ -185,12 +199,12 @@ class Traffic:
                 due = []
                 while self._labels and self._labels[0][0] <= time.monotonic():
                     due.append(heapq.heappop(self._labels))
-            for _, _, prediction_id, label in due:
-                self._senders.submit(self._tell, prediction_id, label)
+            for _, _, prediction_id, labels in due:
+                self._senders.submit(self._tell, prediction_id, labels)
 
-    def _tell(self, prediction_id: str, label: int) -> None:
+    def _tell(self, prediction_id: str, labels: list[int]) -> None:
         try:
-            self._client.feedback(prediction_id, [label])
+            self._client.feedback(prediction_id, labels)
         except (InferenceError, DependencyUnavailableError) as error:
             with self._lock:
                 self.errors.append(str(error))
@@ -201,6 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="semr traffic mnist", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="mnist", help="registered model and route (default: mnist)")
     parser.add_argument("--rate", type=float, default=20.0, help="requests a second (default: 20)")
+    parser.add_argument("--pictures", type=int, default=1, help="pictures in each request (default: 1)")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (default: 60)")
     parser.add_argument("--split", default="holdout", help="split that the pictures come from (default: holdout)")
     parser.add_argument("--drift", metavar="KIND=STRENGTH", help="rotate=35, invert, noise=0.3, or classes=0.9")
@@ -222,6 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
             label_delay=options.label_delay,
             mislabel=options.mislabel,
             seed=options.seed,
+            pictures=options.pictures,
         )
         with traffic:
             _run(traffic, distortion, options.drift_after, options.seconds, console)
