@@ -46,6 +46,7 @@ class _Gate:
     promotes: bool
     reason: str
     rows: list[tuple[str, str]]
+    checks: list[dict[str, Any]]
     pictures: list[str]
 
 
@@ -85,6 +86,7 @@ def write_report(
 
 def _curves(model: str, prometheus: Prometheus, records: Sequence[AuditRecord], begin: float, end: float) -> str:
     """The curves as a PNG data URI; a sentence where Prometheus does not answer."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes half a second, and only this needs it
 
     step = max(1.0, (end - begin) / _POINTS)
@@ -92,29 +94,32 @@ def _curves(model: str, prometheus: Prometheus, records: Sequence[AuditRecord], 
     axes = figure.subplots(len(CURVES), 1, sharex=True, squeeze=False)[:, 0]
     try:
         for axis, (title, expression) in zip(axes, CURVES, strict=True):
-            _draw(axis, title, prometheus.range(expression(model), begin, end, step), begin)
+            _draw(axis, title, prometheus.range(expression(model), begin, end, step))
     except DependencyUnavailableError as error:
         return str(error)
     for record in records:
         if record.kind in _MARKS and record.time >= begin:
             for axis in axes:
-                axis.axvline(record.time - begin, color=_MARKS[record.kind], linewidth=1, linestyle="--")
+                axis.axvline(_clock(record.time), color=_MARKS[record.kind], linewidth=1, linestyle="--")
             text = record.kind.replace("_", " ")
             axes[0].annotate(
-                text, (record.time - begin, 1.02), xycoords=("data", "axes fraction"), fontsize=8, rotation=30,
+                text, (_clock(record.time), 1.02), xycoords=("data", "axes fraction"), fontsize=8, rotation=30,
                 color=_MARKS[record.kind],
             )  # fmt: skip
-    axes[-1].set_xlabel(f"seconds since {_stamp(begin)}")
+    locator = AutoDateLocator(tz=_clock(begin).tzinfo)
+    axes[-1].xaxis.set_major_locator(locator)
+    axes[-1].xaxis.set_major_formatter(ConciseDateFormatter(locator, tz=_clock(begin).tzinfo))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return _data_uri(buffer.getvalue())
 
 
-def _draw(axis: Axes, title: str, series: Sequence[Series], begin: float) -> None:
+def _draw(axis: Axes, title: str, series: Sequence[Series]) -> None:
     ordered = sorted(series, key=lambda each: (len(each.labels.get("version", "")), each.labels.get("version", "")))
     for index, each in enumerate(ordered):
         label = f"version {each.labels.get('version', '?')}"
-        axis.plot([at - begin for at in each.times], each.values, color=_COLOURS[index % len(_COLOURS)], label=label)
+        moments = [_clock(at) for at in each.times]
+        axis.plot(moments, each.values, color=_COLOURS[index % len(_COLOURS)], label=label)  # type: ignore[arg-type]
     axis.set_title(title, fontsize=10, loc="left")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
@@ -137,8 +142,15 @@ def _gate(record: AuditRecord, registry: Registry) -> _Gate | None:
         promotes=details.get("verdict") == "promote",
         reason=str(details.get("reason", "")),
         rows=rows,
+        checks=[_shown(check) for check in details.get("checks", [])],
         pictures=[picture for name in ("champion", "challenger") if (picture := _picture(ref.run_id, name))],
     )
+
+
+def _shown(check: dict[str, Any]) -> dict[str, Any]:
+    """A check for the table: schemas are long, and of interest only where they differ."""
+    is_schema = check["passed"] and check["found"] == check["wanted"]
+    return {**check, "found": "the same", "wanted": "the same"} if is_schema else check
 
 
 def _comparison(numbers: dict[str, Any]) -> str:
@@ -170,5 +182,9 @@ def _title(record: AuditRecord) -> str:
     return f"{record.kind.replace('_', ' ')}{version}"
 
 
+def _clock(moment: float) -> datetime:
+    return datetime.fromtimestamp(moment).astimezone()
+
+
 def _stamp(moment: float) -> str:
-    return html.escape(datetime.fromtimestamp(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S"))
+    return html.escape(_clock(moment).strftime("%Y-%m-%d %H:%M:%S"))

@@ -79,6 +79,7 @@ class Rollout:
             reason=gate.reason,
             recent=asdict(gate.recent),
             old=asdict(gate.old),
+            checks=[asdict(check) for check in gate.checks],
         )
         self.registry.set_tags(challenger, {"semr.gate.verdict": gate.verdict, "semr.gate.reason": gate.reason})
         if not gate.promotes:

@@ -55,7 +55,7 @@ class LoopPlan:
     """
 
     rate: float = 10.0
-    pictures: int = 3
+    pictures: int = 5
     drift: Distortion = field(default_factory=lambda: Distortion("rotate", 35.0))
     steady_seconds: float = 20.0
     after_seconds: float = 10.0

@@ -28,6 +28,7 @@ class TrainConfig:
         dataset_version: version of `dataset`.
         warm_start: model to start from, as `models:/mnist/3`; "" starts from random weights.
         dataset: with the splits `train` and `validation`.
+        reference_split: shows what live input looks like at the time of training; drift is measured against it.
     """
 
     dataset_version: str
@@ -38,6 +39,7 @@ class TrainConfig:
     seed: int = 0
     warm_start: str = ""
     dataset: str = DATASET
+    reference_split: str = "train"
 
 
 def train(config: TrainConfig) -> None:
@@ -60,13 +62,13 @@ def train(config: TrainConfig) -> None:
         else:
             build = functools.partial(build_model, config.learning_rate, steps)
         metrics = fit(build, to_example, dataset, plan, run_id)
-        log_reference_window(run_id, _reference_inputs(store, dataset), "image_moments")
+        log_reference_window(run_id, _reference_inputs(store, dataset, config.reference_split), "image_moments")
         print(f"run {run_id}: {metrics}")
 
 
-def _reference_inputs(store: ObjectStore, dataset: DatasetVersion) -> npt.NDArray[np.float32]:
-    """What the model was trained on, as the server will see inputs: the first pictures of the training split."""
-    images = store.read(dataset, "train", ["image"]).slice(0, _REFERENCE_ROWS)["image"].combine_chunks()
+def _reference_inputs(store: ObjectStore, dataset: DatasetVersion, split: str) -> npt.NDArray[np.float32]:
+    """The first pictures of the split, as the server will see inputs."""
+    images = store.read(dataset, split, ["image"]).slice(0, _REFERENCE_ROWS)["image"].combine_chunks()
     return to_input(images.flatten().to_numpy())
 
 

@@ -48,7 +48,16 @@ def train_on(
 ) -> str:
     """Train further from the champion's weights; returns the MLflow run."""
     config = TrainConfig(
-        dataset_version, epochs, batch_size, learning_rate, workers, seed, retraining.champion.uri, DATASET
+        dataset_version,
+        epochs,
+        batch_size,
+        learning_rate,
+        workers,
+        seed,
+        warm_start=retraining.champion.uri,
+        dataset=DATASET,
+        # All of it is recent; the training split has replayed pictures too, and is not what comes in.
+        reference_split="holdout",
     )
     return pipeline.train(config)
 
