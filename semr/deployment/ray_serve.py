@@ -47,9 +47,10 @@ class RayServeTarget:
     settings: Settings = field(default_factory=get_settings)
     cpus_per_replica: float = 0.5
 
-    def deploy(self, ref: ModelVersionRef, *, replicas: int = 1, timeout_seconds: float = 180.0) -> str:
+    def deploy(self, ref: ModelVersionRef, *, replicas: int | None = None, timeout_seconds: float = 180.0) -> str:
         """See `DeploymentTarget.deploy`."""
         before = self._applications().get(ref.name)
+        replicas = replicas or _replicas(before) or 1
         wanted = self._application(ref, replicas)
         self._put(ref.name, wanted)
         try:
@@ -180,6 +181,13 @@ class RayServeTarget:
             if answer.status_code < 500:
                 raise DeploymentError(f"{_SERVICE} refused the configuration: {reason}")
         raise DependencyUnavailableError(_SERVICE, url, reason)
+
+
+def _replicas(application: Application | None) -> int | None:
+    for deployment in (application or {}).get("deployments", []):
+        if deployment.get("name") == DEPLOYMENT:
+            return int(deployment.get("num_replicas") or 1)
+    return None
 
 
 def _version(application: Application) -> str | None:

@@ -15,10 +15,10 @@ class DeploymentError(SemrError):
 class DeploymentTarget(Protocol):
     """A place where model versions are served, one version of a model at a time."""
 
-    def deploy(self, ref: ModelVersionRef, *, replicas: int = 1, timeout_seconds: float = 180.0) -> str:
+    def deploy(self, ref: ModelVersionRef, *, replicas: int | None = None, timeout_seconds: float = 180.0) -> str:
         """Serve `ref` in place of the version before it without failing a request, and return the URL before `/v2`.
 
-        Returns when every replica answers with that version.
+        Returns when every replica answers with that version. `replicas` None leaves their number as it is; 1 at first.
 
         Raises:
             DeploymentError: it does not come into service; the version before it is served again.

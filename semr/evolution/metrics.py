@@ -6,11 +6,12 @@ What concerns launches is read from the ledger when Prometheus asks, so that a r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from semr.evolution.launch import ACTIVE
+from semr.evolution.launch import ACTIVE, FINAL, Action
 from semr.evolution.launches import Ledger
 from semr.evolution.policy import Policy
 
@@ -68,10 +69,19 @@ class EvolutionMetrics:
         last = GaugeMetricFamily(
             "semr_evolution_last_launch_timestamp_seconds", "When the newest launch was decided.", labels=("model",)
         )
+        # A counter that appears with its first event has no increase that a rule could see: all begin at 0.
+        ended = {
+            (model, action, state.value): 0
+            for model in self._policy.models
+            for action in get_args(Action)
+            for state in FINAL
+        }
         active_states = {state.value for state in ACTIVE}
         for model, action, state, number in self._ledger.counts():
             if state not in active_states:
-                finished.add_metric((model, action, state), number)
+                ended[model, action, state] = number
+        for labels, number in ended.items():
+            finished.add_metric(labels, number)
         launches = {launch.model: launch for launch in self._ledger.active()}
         for model in self._policy.models:
             current = launches.get(model)

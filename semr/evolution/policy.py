@@ -173,6 +173,7 @@ class ModelPolicy(_Strict):
         quiet_hours: when alerts launch nothing.
         gate: thresholds of the gate.
         verification: the window after a deployment.
+        keep_recordings_days: recorded requests and labels that are older are deleted; nothing learns from them any more.
     """
 
     alerts: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -184,6 +185,7 @@ class ModelPolicy(_Strict):
     quiet_hours: tuple[QuietHours, ...] = ()
     gate: GateThresholds = GateThresholds()
     verification: Verification = Verification()
+    keep_recordings_days: Annotated[float, Field(gt=0)] = 30.0
 
     def workflow_inputs(self) -> dict[str, bool | int | float | str]:
         """Inputs of the workflow that the policy gives; thresholds that it does not set are left to the workflow."""

@@ -65,7 +65,7 @@ class Rollout:
         challenger: ModelVersionRef,
         gate: GateReport,
         plan: WatchPlan,
-        replicas: int = 1,
+        replicas: int | None = None,
     ) -> Outcome:
         """Do what the gate's verdict asks for.
 

@@ -21,6 +21,7 @@ from semr.evolution.loops import Loop
 from semr.evolution.metrics import EvolutionMetrics
 from semr.evolution.policy import Policy, PolicyError, load_policy
 from semr.evolution.trigger import ServiceState, create_app
+from semr.monitoring.live_data import delete_older_than
 from semr.settings import Settings
 from semr.storage import ObjectStore
 
@@ -32,6 +33,7 @@ _LOCK_SECONDS = 10.0
 _TICK_SECONDS = 0.5
 _PROBE_SECONDS = 5.0
 _SHIP_SECONDS = 2.0
+_TIDY_SECONDS = 3600.0
 _RECORDS_AT_ONCE = 100
 
 
@@ -98,6 +100,17 @@ def ship_records(ledger: Ledger, trail: AuditTrail) -> int:
     return shipped
 
 
+def delete_old_recordings(policy: Policy, store: ObjectStore) -> int:
+    """Delete recorded requests and labels that are older than the policy keeps them; returns how many objects.
+
+    Raises:
+        DependencyUnavailableError: the object store does not answer; the rest waits.
+    """
+    return sum(
+        delete_older_than(store, model, each.keep_recordings_days * 86_400) for model, each in policy.models.items()
+    )
+
+
 def _run(
     options: ServiceOptions,
     settings: Settings,
@@ -116,6 +129,7 @@ def _run(
         Loop("probing", _PROBE_SECONDS, dependencies.probe),
         launching,
         Loop("auditing", _SHIP_SECONDS, lambda: ship_records(ledger, trail)),
+        Loop("tidying", _TIDY_SECONDS, lambda: delete_old_recordings(policy, store)),
     ]
     state = ServiceState(
         intake=Intake(ledger, policy),

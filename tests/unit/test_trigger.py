@@ -251,6 +251,7 @@ def test_metrics_tell_of_alerts_launches_and_waiting(client: TestClient, service
         'semr_evolution_webhook_requests_total{status="200"} 1.0',
         'semr_evolution_webhook_requests_total{status="400"} 1.0',
         'semr_evolution_active_launches{model="a",state="queued"} 1.0',
+        'semr_evolution_launches_total{action="retrain",model="a",state="rolled_back"} 0.0',
         'semr_evolution_paused{model="b"} 1.0',
         'semr_evolution_launch_waiting{model="a"} 0.0',
         "semr_evolution_audit_pending_records 2.0",

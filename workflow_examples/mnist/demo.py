@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,8 +35,8 @@ from workflow_examples.mnist.demo_loop import LoopPlan, LoopReport, show_loop
 from workflow_examples.mnist.train import TrainConfig
 
 MODEL = "mnist"
-#: Windows of minutes become windows of seconds, and the policy has limits to match.
-OPTIONS = StackOptions(policy=str(Path(__file__).with_name("demo_policy.yaml")), time_compression=20.0)
+# With rules whose windows are seconds instead of minutes, and limits to match.
+_POLICY = str(Path(__file__).with_name("demo_policy.yaml"))
 _LOG_FILE = "logs/demo.log"
 _REPORT_FILE = f"report-{MODEL}.html"
 _TAIL_LINES = 25
@@ -78,11 +78,13 @@ class Demo:
         return "\n".join(self.log_file.read_text().splitlines()[-_TAIL_LINES:])
 
 
-def run(demo: Demo, source: str) -> None:
+def run(demo: Demo, source: str, plan: LoopPlan, time_compression: float) -> None:
     """Bring the stack up, do the steps, show the loop, print what happened."""
     started = time.monotonic()
     with show_progress(demo.console) as progress:
-        settings = control.up(demo.state_folder, OPTIONS, progress)
+        settings = control.up(
+            demo.state_folder, StackOptions(policy=_POLICY, time_compression=time_compression), progress
+        )
     demo.times["stack up"] = time.monotonic() - started
     demo.console.print(f"[green]✓[/] {'stack up':<58} {demo.times['stack up']:6.1f} s", highlight=False)
     get_settings.cache_clear()
@@ -100,7 +102,6 @@ def run(demo: Demo, source: str) -> None:
     model = demo.step("register: model version in MLflow", lambda: pipeline.register(run_id, MODEL, dataset))
     deployment = demo.step("deploy: Ray Serve", lambda: pipeline.deploy(model, replicas=1))
     demo.step("verify: real requests; champion", lambda: pipeline.verify(deployment, dataset))
-    plan = LoopPlan()
     demo.console.print(
         f"\nVersion {model.version} serves, with an accuracy of {accuracy:.4f} on its holdout. Now {plan.rate:g} requests a "
         f"second of {plan.pictures} pictures each; after {plan.steady_seconds:g} s every picture is turned by "
@@ -152,13 +153,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workflow_examples.mnist.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--keep", action="store_true", help="leave the stack running at the end")
     parser.add_argument("--source", default="digits", help="pictures, as for `semr data mnist` (default: digits)")
+    plan = LoopPlan()
+    parser.add_argument("--rate", type=float, default=plan.rate, help=f"requests a second (default: {plan.rate:g})")
+    parser.add_argument("--pictures", type=int, default=plan.pictures, help=f"in a request (default: {plan.pictures})")
+    parser.add_argument("--steady-seconds", type=float, default=plan.steady_seconds, help="before the drift")
+    parser.add_argument("--time-compression", type=float, default=20.0, help="of the alert rules (default: 20)")
+    parser.add_argument("--label-share", type=float, default=plan.label_share, help="of the requests (default: 1)")
     arguments_given = parser.parse_args(arguments)
+    plan = replace(
+        plan,
+        rate=arguments_given.rate,
+        pictures=arguments_given.pictures,
+        label_share=arguments_given.label_share,
+        steady_seconds=arguments_given.steady_seconds,
+    )
     demo = Demo(Console(), Path(STATE_FOLDER_NAME).resolve())
     options_before = read_options(StateFolder.at(demo.state_folder))
     was_up = control.status(demo.state_folder).state is not StackState.STOPPED
     keep = arguments_given.keep
     try:
-        run(demo, arguments_given.source)
+        run(demo, arguments_given.source, plan, arguments_given.time_compression)
     except SemrError as error:
         keep = False
         print(f"{demo.tail()}\ndemo: {error}".strip(), file=sys.stderr)
@@ -170,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         if was_up or keep:
             demo.console.print(
-                "\nThe stack stays up, with alert rules 20 times as fast: `semr status` shows it, `semr down` ends it.",
+                "\nThe stack stays up, with the alert rules of the demo: `semr status` shows it, `semr down` ends it.",
                 highlight=False,
             )
         else:

@@ -3,8 +3,8 @@
 Traffic runs from the first to the last second. It is steady at first; then every picture is turned. From there on this module
 only looks: alert, launch, training, gate and roll-out are the evolution service's doing.
 
-No picture by which the new version is measured in the end was ever sent before: traffic draws from half of the holdout while
-it is steady, from the training split while it drifts, and from the other half of the holdout once the new version answers.
+No picture by which the new version is measured in the end was ever sent before: traffic draws from the validation split while
+it is steady, from the training split while it drifts, and from the holdout once the new version answers.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class LoopPlan:
     Attributes:
         rate: requests a second.
         pictures: in each request.
+        label_share: share of the requests whose labels come, a second later.
         drift: what happens to the pictures.
         steady_seconds: traffic before it does.
         after_seconds: traffic after the new version has been accepted.
@@ -56,6 +57,7 @@ class LoopPlan:
 
     rate: float = 10.0
     pictures: int = 5
+    label_share: float = 1.0
     drift: Distortion = field(default_factory=lambda: Distortion("rotate", 35.0))
     steady_seconds: float = 20.0
     after_seconds: float = 10.0
@@ -104,11 +106,10 @@ def show_loop(url: str, model: str, plan: LoopPlan, console: Console) -> LoopRep
         NotEvolvedError: no new version was accepted in time.
         DependencyUnavailableError: the model server or the evolution service does not answer.
     """
-    steady, other = Pool.of_split("holdout").halves()
-    drifting = Pool.of_split("train")
+    steady, drifting, unseen = (Pool.of_split(split) for split in ("validation", "train", "holdout"))
     with (
         EvolutionClient() as client,
-        Traffic(url, model, plan.rate, steady, pictures=plan.pictures) as traffic,
+        _traffic(url, model, plan, steady) as traffic,
         Live(console=console, transient=True, auto_refresh=False) as live,
     ):
         view = _View(model, traffic, client, live, console)
@@ -121,7 +122,7 @@ def show_loop(url: str, model: str, plan: LoopPlan, console: Console) -> LoopRep
         live_at = view.look_until(
             lambda: traffic.newest_version() != old_version, "the pictures have changed", deadline
         )
-        traffic.pool = other
+        traffic.pool = unseen
         console.print(f"{view.clock()}  version {traffic.newest_version()} answers")
         settled_at = view.look_until(view.is_settled, "the new version is watched", deadline)
         view.keep_looking(plan.after_seconds, "after")
@@ -138,6 +139,10 @@ def show_loop(url: str, model: str, plan: LoopPlan, console: Console) -> LoopRep
             errors=traffic.errors[:3],
             records=view.records,
         )
+
+
+def _traffic(url: str, model: str, plan: LoopPlan, pool: Pool) -> Traffic:
+    return Traffic(url, model, plan.rate, pool, pictures=plan.pictures, label_share=plan.label_share)
 
 
 @dataclass

@@ -111,10 +111,18 @@ def judge(
 
 
 def settle(
-    retraining: Retraining, challenger: ModelVersionRef, report: GateReport, plan: WatchPlan, replicas: int
+    retraining: Retraining,
+    challenger: ModelVersionRef,
+    report: GateReport,
+    plan: WatchPlan,
+    replicas: int | None,
+    window_seconds: float,
 ) -> Outcome:
-    """Promote, refuse, or take back: see `semr.evolution.rollout`."""
-    rollout = Rollout(Registry(), RayServeTarget(), _audit(), Prometheus(), retraining.launch_id)
+    """Promote, refuse, or take back: see `semr.evolution.rollout`.
+
+    The new version is compared with what the champion did in the last `window_seconds`, the time that it was trained for.
+    """
+    rollout = Rollout(Registry(), RayServeTarget(), _audit(), Prometheus(), retraining.launch_id, window_seconds)
     return rollout.settle(retraining.champion, challenger, report, plan, replicas)
 
 

@@ -49,10 +49,6 @@ class Pool:
         pictures = to_input(table["image"].combine_chunks().flatten().to_numpy())
         return cls(pictures.reshape(-1, IMAGE_SIZE, IMAGE_SIZE), table["label"].to_numpy().astype(np.int64))
 
-    def halves(self) -> tuple[Pool, Pool]:
-        """The even and the odd rows: two pools that have no picture in common."""
-        return Pool(self.pictures[::2], self.labels[::2]), Pool(self.pictures[1::2], self.labels[1::2])
-
 
 @dataclass(frozen=True)
 class Tally:
@@ -91,6 +87,7 @@ class Traffic:
         distortion: how they are distorted, None for not at all.
         drift_share: share of the pictures that are distorted.
         label_delay: seconds until a request's labels are fed back; None feeds none back.
+        label_share: share of the requests whose labels come.
         mislabel: share of the labels that are wrong.
         seed: of the choice and jitter of pictures.
     """
@@ -102,6 +99,7 @@ class Traffic:
     distortion: Distortion | None = None
     drift_share: float = 1.0
     label_delay: float | None = 1.0
+    label_share: float = 1.0
     mislabel: float = 0.0
     seed: int = 0
     pictures: int = 1
@@ -187,7 +185,9 @@ class Traffic:
         right = int((next(iter(prediction.outputs.values())).argmax(axis=1) == labels).sum())
         with self._lock:
             self._outcomes.append((time.monotonic(), prediction.version, right))
-            if self.label_delay is not None and prediction.prediction_id:
+            if self.label_delay is None or self._rng.random() >= self.label_share:
+                return
+            if prediction.prediction_id:
                 is_wrong = self._rng.random(len(labels)) < self.mislabel
                 told = np.where(is_wrong, (labels + 1) % CLASSES, labels).tolist()
                 due = time.monotonic() + self.label_delay
@@ -222,6 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--drift-after", type=float, default=0.0, help="seconds without drift first (default: 0)")
     parser.add_argument("--drift-share", type=float, default=1.0, help="share of drifted pictures (default: 1)")
     parser.add_argument("--label-delay", type=float, default=1.0, help="seconds to a picture's label (default: 1)")
+    parser.add_argument("--label-share", type=float, default=1.0, help="share of requests with labels (default: 1)")
     parser.add_argument("--mislabel", type=float, default=0.0, help="share of wrong labels (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="choice of the pictures (default: 0)")
     options = parser.parse_args(arguments)
@@ -235,6 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
             Pool.of_split(options.split),
             drift_share=options.drift_share,
             label_delay=options.label_delay,
+            label_share=options.label_share,
             mislabel=options.mislabel,
             seed=options.seed,
             pictures=options.pictures,

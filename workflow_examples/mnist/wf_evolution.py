@@ -13,10 +13,12 @@ from flytekit import CronSchedule, LaunchPlan, conditional, task, workflow
 from pydantic import TypeAdapter
 
 from semr.deployment.watch import WatchPlan
+from semr.evolution.client import EvolutionClient, RefusedError
 from semr.evolution.gate import GateReport, GateThresholds
 from semr.monitoring import queries
 from semr.monitoring.prometheus import Prometheus
 from semr.registry import ModelVersionRef
+from semr.settings import get_settings
 from workflow_examples.mnist import evolution, pipeline
 from workflow_examples.mnist.evolution import Retraining
 from workflow_examples.mnist.recent import DATASET
@@ -90,6 +92,7 @@ def settle(
     challenger: ModelVersionRef,
     report: str,
     replicas: int,
+    window_seconds: float,
     seconds: float,
     least_requests: int,
     margin: float,
@@ -99,7 +102,7 @@ def settle(
         WatchPlan(), window_seconds=seconds, least_requests=least_requests, accuracy_margin=margin
     )
     gate_report = TypeAdapter(GateReport).validate_json(report)
-    return evolution.settle(retraining, challenger, gate_report, plan, replicas).to_json()
+    return evolution.settle(retraining, challenger, gate_report, plan, replicas or None, window_seconds).to_json()
 
 
 @workflow
@@ -115,7 +118,7 @@ def mnist_retrain(
     learning_rate: float = 1e-3,
     workers: int = 2,
     seed: int = 0,
-    replicas: int = 1,
+    replicas: int = 0,
     min_gain: float = 0.0,
     allowed_loss_on_old: float = 0.02,
     confidence: float = 0.95,
@@ -139,7 +142,7 @@ def mnist_retrain(
         learning_rate: of Adam; lower than at first, since the weights are good already.
         workers: data-parallel Ray Train workers.
         seed: of shuffling.
-        replicas: Ray Serve replicas.
+        replicas: Ray Serve replicas; 0: as many as there are.
         min_gain: see `semr.evolution.gate.GateThresholds`, as the following four.
         allowed_loss_on_old: see there.
         confidence: see there.
@@ -181,6 +184,7 @@ def mnist_retrain(
         challenger=challenger,
         report=report,
         replicas=replicas,
+        window_seconds=window_seconds,
         seconds=verification_seconds,
         least_requests=verification_least_requests,
         margin=verification_margin,
@@ -188,9 +192,22 @@ def mnist_retrain(
 
 
 @task(requests=SMALL)
-def is_alarming(model_name: str) -> bool:
-    """Whether an alert that asks for retraining fires for the model: the same rules, evaluated by Prometheus."""
-    return bool(Prometheus().query(queries.firing_alerts(model_name)))
+def look(model_name: str) -> str:
+    """What is to be done: `stay`, `ask` or `retrain`; by the rules that Prometheus evaluates for everybody."""
+    if not Prometheus().query(queries.firing_alerts(model_name)):
+        return "stay"
+    return "ask" if get_settings().evolution_url else "retrain"
+
+
+@task(requests=SMALL)
+def ask(model_name: str) -> str:
+    """Ask the evolution service, whose policy and ledger then decide: cooldown, budget, one launch at a time."""
+    with EvolutionClient() as client:
+        try:
+            launch = client.retrain(model_name, "an alert fires (mnist_watch)", kind="cron")
+        except RefusedError as refusal:
+            return json.dumps({"verdict": "unchanged", "reason": str(refusal)})
+    return json.dumps({"verdict": "launched", "reason": f"launch {launch['id']} of the evolution service"})
 
 
 @task(requests=SMALL)
@@ -200,12 +217,15 @@ def stay(model_name: str) -> str:
 
 
 @workflow
-def mnist_watch(model_name: str = "mnist", launch_id: str = "", trigger: str = '{"kind": "cron"}') -> str:
-    """Retrain if an alert fires; for sites that want no inbound webhook."""
+def mnist_watch(model_name: str = "mnist") -> str:
+    """Retrain if an alert fires; for sites that want no inbound webhook, with the evolution service or without it."""
+    needed = look(model_name=model_name)
     return (
         conditional("alert")
-        .if_(is_alarming(model_name=model_name).is_true())
-        .then(mnist_retrain(model_name=model_name, launch_id=launch_id, trigger=trigger))
+        .if_(needed == "ask")
+        .then(ask(model_name=model_name))
+        .elif_(needed == "retrain")
+        .then(mnist_retrain(model_name=model_name, trigger='{"kind": "cron"}'))
         .else_()
         .then(stay(model_name=model_name))
     )

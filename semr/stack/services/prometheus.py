@@ -31,7 +31,11 @@ _RAY_KEPT = "|".join(
         "ray_actors",
     )
 )
-_RULES = Path(semr.__file__).parents[1] / "helm_charts" / "SEMR" / "rules"
+# In a checkout they are the chart's own files; a wheel carries a copy.
+_PACKAGE = Path(semr.__file__).parent
+_RULES = next(
+    folder for folder in (_PACKAGE.parent / "helm_charts" / "SEMR" / "rules", _PACKAGE / "rules") if folder.is_dir()
+)
 
 
 class AlertmanagerService(Service):
