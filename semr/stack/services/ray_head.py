@@ -140,6 +140,10 @@ class RayService(Service):
             "RAY_DATA_USE_DATASOURCE_V2": "0",
             # By default every worker is nice, Serve's replicas too; here jobs are (semr.job_entry) and serving comes first.
             "RAY_worker_niceness": "0",
+            # Serve hops from thread to thread for handlers that would hold its loop; ours are asynchronous and hold nothing.
+            "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+            "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+            "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": str(round(self.context.options.scrape_seconds * 500)),
             "RAY_PROMETHEUS_HOST": settings.need("prometheus_url"),
         }
 
