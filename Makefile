@@ -8,8 +8,11 @@ STAMP  := $(VENV)/.semr-installed
 # uv chooses among the installed Pythons; PYTHON_VERSION=3.11 pins one.
 PYTHON_VERSION ?= >=3.10,<3.13
 EXTRAS         ?= tensorflow,dev
-TESTS          ?= tests
+TESTS          ?=
 PYTEST_ARGS    ?=
+
+# Those that need no stack of their own mostly wait, and do so at the same time.
+TESTS_AT_ONCE  := tests/unit
 
 # A folder of wheels that pip is told about is offered to uv too (pip separates several by spaces, uv by commas).
 empty :=
@@ -40,7 +43,12 @@ demo: $(STAMP)  ## from nothing to a served model on this machine (KEEP=1 leaves
 	$(PYTHON) -m workflow_examples.mnist.demo $(if $(KEEP),--keep)
 
 test: $(STAMP)  ## unit tests, and tests on real servers (TESTS=tests/unit for a part)
+ifeq ($(strip $(TESTS)),)
+	$(PYTHON) -m pytest -n 3 --dist loadfile $(PYTEST_ARGS) $(TESTS_AT_ONCE)
+	$(PYTHON) -m pytest $(PYTEST_ARGS) tests/embedded
+else
 	$(PYTHON) -m pytest $(PYTEST_ARGS) $(TESTS)
+endif
 
 lint: $(STAMP)  ## ruff, mypy, shellcheck
 	$(VENV)/bin/ruff check .

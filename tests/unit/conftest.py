@@ -21,7 +21,7 @@ from semr.settings import Settings
 from semr.storage import ObjectStore
 
 START_SECONDS = 60
-STOP_SECONDS = 20
+STOP_SECONDS = 3
 # Of the ports that `weed mini` opens besides S3's; each also gets a gRPC port next to it here.
 WEED_PARTS = ("s3", "master", "volume", "filer", "admin")
 
