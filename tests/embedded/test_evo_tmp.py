@@ -1,0 +1,206 @@
+"""The whole loop on real servers, with nobody touching anything: evolve, do not evolve, refuse, take back.
+
+The tests depend on each other's order: each goes on with the champion that the one before has left.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from demo_tools import start_demo
+from stack_tools import require_programs
+
+from semr.deployment.ray_serve import RayServeTarget
+from semr.evolution.client import EvolutionClient
+from semr.monitoring.prometheus import Prometheus
+from semr.registry import CHALLENGER, CHAMPION, Registry
+from semr.settings import ENV_FILE_VARIABLE, ENV_PREFIX, get_settings
+from semr.stack import control
+from workflow_examples.mnist.distortions import Distortion
+from workflow_examples.mnist.traffic import Pool, Tally, Traffic
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+MODEL = "mnist"
+# 40 times as fast, an hour of the rules' time takes 90 s.
+HOUR = ("--time-compression", "40", "--steady-seconds", "90")
+FIFTY_A_SECOND = ("--rate", "10", "--pictures", "5")
+
+
+@dataclass
+class Evolved:
+    """A stack on which the demo has run, and what it printed."""
+
+    folder: Path
+    output: str
+
+
+@pytest.fixture(scope="module")
+def evolved() -> Iterator[Evolved]:
+    require_programs()
+    base = Path(tempfile.mkdtemp(prefix="semr-test-"))
+    folder = base / ".semr"
+    kept = {name: value for name, value in os.environ.items() if name.startswith(ENV_PREFIX)}
+    try:
+        demo = start_demo(folder, "--keep", *HOUR, *FIFTY_A_SECOND)
+        output, _ = demo.communicate(timeout=1000)
+        assert demo.returncode == 0, output
+        for name in kept:
+            del os.environ[name]
+        os.environ[ENV_FILE_VARIABLE] = str(folder / "env")
+        get_settings.cache_clear()
+        yield Evolved(folder, output)
+    finally:
+        control.down(folder)
+        os.environ.pop(ENV_FILE_VARIABLE, None)
+        os.environ.update(kept)
+        get_settings.cache_clear()
+        shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture
+def traffic(evolved: Evolved) -> Iterator[Traffic]:
+    """Ten requests a second with five pictures each, a label for every one."""
+    with Traffic(RayServeTarget().url(MODEL), MODEL, 10.0, Pool.of_split("train"), pictures=5) as traffic:
+        yield traffic
+
+
+def number(output: str, words: str) -> float:
+    found = re.search(rf"{words}\s+([0-9.]+)", output)
+    assert found, output
+    return float(found[1])
+
+
+def wait_for_launch(until: Callable[[dict[str, object]], bool], seconds: float = 400) -> dict[str, object]:
+    """The newest launch of the model when it meets a condition."""
+    deadline = time.monotonic() + seconds
+    with EvolutionClient() as client:
+        while True:
+            state = client.models()[0]
+            launch = state["active_launch"] or state["last_launch"]
+            if launch and until(launch):
+                return launch
+            assert time.monotonic() < deadline, (launch, client.history(MODEL)["records"][-3:])
+            time.sleep(0.5)
+
+
+def decisions_since(moment: float) -> list[str]:
+    with EvolutionClient() as client:
+        return [record["kind"] for record in client.history(MODEL)["records"] if record["time"] >= moment]
+
+
+def served(tally: Tally) -> set[str]:
+    assert tally.failed == 0
+    return set(tally.versions)
+
+
+def test_it_evolves_without_a_human_step_and_without_a_lost_request(evolved: Evolved) -> None:
+    output = evolved.output
+    assert number(output, "accuracy before") >= 0.97
+    assert number(output, "accuracy after the drift") < 0.85
+    assert number(output, "accuracy in the end") >= 0.95
+    sent = re.search(r"requests\s+(\d+) sent, 0 failed", output)
+    assert sent and int(sent[1]) > 1000, output
+    assert Registry().get(MODEL, CHAMPION).version == "2"
+    assert Registry().get(MODEL, "previous").version == "1"
+    kinds = [record["kind"] for record in _records("2")]
+    assert kinds[:5] == ["trained", "gate", "deployed", "verified", "promoted"]
+    assert (evolved.folder / "report-mnist.html").read_text().count("data:image/png;base64") == 3
+
+
+def test_an_hour_without_drift_launches_nothing(evolved: Evolved) -> None:
+    """The demo's steady traffic: the first thing that was ever decided came after the pictures had changed."""
+    assert evolved.output.index("the pictures change") < evolved.output.index("triggered")
+    with EvolutionClient() as client:
+        first = client.history(MODEL)["records"][0]
+    assert first["kind"] == "triggered"
+    assert number(evolved.output, "from the drift's first request\\s+alert") > 0
+
+
+def test_poisoned_labels_are_refused(traffic: Traffic) -> None:
+    """Every label is wrong, so accuracy seems to fall; a challenger that learns from them has forgotten what was right."""
+    started = time.time()
+    champion = Registry().get(MODEL, CHAMPION).version
+    traffic.mislabel = 1.0
+    launch = wait_for_launch(lambda launch: launch["state"] == "refused")
+    registry = Registry()
+    challenger = registry.get(MODEL, CHALLENGER)
+    assert int(challenger.version) > int(champion)
+    assert registry.get(MODEL, CHAMPION).version == champion
+    reason = registry.tags(challenger)["semr.gate.reason"]
+    assert "not does not forget" in reason or "does not forget" in reason
+    assert reason in str(launch["outcome"])
+    assert served(traffic.tally()) == {champion}
+    assert {"triggered", "launched", "trained", "gate", "refused"} <= set(decisions_since(started))
+
+
+def test_a_version_that_does_worse_live_is_taken_back(traffic: Traffic) -> None:
+    """It passes the gate on turned pictures; the moment it answers, the pictures are inverted instead."""
+    started = time.time()
+    champion = Registry().get(MODEL, CHAMPION).version
+    traffic.distortion = Distortion("rotate", -35.0)
+    deadline = time.monotonic() + 500
+    while traffic.newest_version() in (None, champion):
+        assert time.monotonic() < deadline, decisions_since(started)
+        time.sleep(0.05)
+    traffic.distortion = Distortion("invert", 1.0)
+    launch = wait_for_launch(lambda launch: launch["state"] in ("rolled_back", "succeeded"))
+    assert launch["state"] == "rolled_back", launch
+    assert "live accuracy" in str(launch["outcome"])
+    assert Registry().get(MODEL, CHAMPION).version == champion
+    assert RayServeTarget().current(MODEL) == champion
+    time.sleep(2)
+    assert traffic.newest_version() == champion
+    assert traffic.tally().failed == 0
+    decided = decisions_since(started)
+    assert [kind for kind in decided if kind in ("deployed", "verified", "rolled_back")] == [
+        "deployed",
+        "verified",
+        "rolled_back",
+    ]
+    while not Prometheus().query('ALERTS{alertname="ModelRolledBack", alertstate="firing"}'):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+
+
+def test_semr_rollback_brings_the_version_before_back(evolved: Evolved) -> None:
+    done = subprocess.run(
+        ["semr", "rollback", MODEL, "1"],
+        cwd=evolved.folder.parent,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert Registry().get(MODEL, CHAMPION).version == "1"
+    assert RayServeTarget().current(MODEL) == "1"
+
+
+def test_an_interrupted_demo_leaves_the_stack_that_it_did_not_start(evolved: Evolved) -> None:
+    log = evolved.folder / "logs" / "demo.log"
+    log.unlink()
+    again = start_demo(evolved.folder, *HOUR)
+    deadline = time.monotonic() + 120
+    while not log.is_file():  # the first line of a job
+        assert time.monotonic() < deadline and again.poll() is None
+        time.sleep(0.1)
+    os.killpg(again.pid, signal.SIGINT)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 130 and "Traceback" not in output, output
+    assert control.status(evolved.folder).healthy
+
+
+def _records(version: str) -> list[dict[str, object]]:
+    with EvolutionClient() as client:
+        return [record for record in client.history(MODEL)["records"] if record["version"] == version]
