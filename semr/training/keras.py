@@ -19,7 +19,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from semr.training.shard import Batch, Example, Shard
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
 # Ray Train's controller takes one report of each worker a look and looks every 2 s, so that no epoch would be shorter.
 _POLL = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
@@ -181,7 +182,6 @@ def _train_loop(config: dict[str, Any]) -> None:
         import_keras()
         shards = {split: shard.result() for split, shard in reading.items()}
     import keras  # noqa: PLC0415
-    import tensorflow as tf  # noqa: PLC0415
 
     keras.utils.set_random_seed(config["seed"])
     checkpoint = ray.train.get_checkpoint()
@@ -189,15 +189,8 @@ def _train_loop(config: dict[str, Any]) -> None:
     if group.size > 1:
         _average_gradients(model, group)
 
-    example_x, example_y = shards["validation"].first
-    signature = (_any_batch(tf, example_x), _any_batch(tf, example_y))
+    example_x, _ = shards["validation"].first
     epoch = first_epoch
-
-    def train_batches() -> Iterator[Example]:
-        yield from shards["train"].batches(config["batch_size"], shuffle_seed=config["seed"] + epoch)
-
-    def validation_batches() -> Iterator[Example]:
-        yield from shards["validation"].batches(batch_size=256)
 
     class EpochEnd(keras.callbacks.Callback):  # type: ignore[misc,unused-ignore]
         def on_epoch_begin(self, index: int, logs: dict[str, float] | None = None) -> None:
@@ -214,8 +207,8 @@ def _train_loop(config: dict[str, Any]) -> None:
             _report(model, epoch, metrics, config["run_id"] if group.rank == 0 else None)
 
     model.fit(
-        tf.data.Dataset.from_generator(train_batches, output_signature=signature).prefetch(2),
-        validation_data=tf.data.Dataset.from_generator(validation_batches, output_signature=signature),
+        _dataset(shards["train"], config["batch_size"], lambda: config["seed"] + epoch),
+        validation_data=_dataset(shards["validation"], 256),
         initial_epoch=first_epoch,
         epochs=config["epochs"],
         callbacks=[EpochEnd()],
@@ -270,8 +263,24 @@ def _average(metrics: Mapping[str, float], group: WorkerGroup) -> dict[str, floa
     return dict(zip(names, means.tolist(), strict=True))
 
 
-def _any_batch(tf: Any, array: npt.NDArray[Any]) -> Any:  # noqa: ANN401 - TensorFlow's module and types
-    return tf.TensorSpec(shape=(None, *array.shape[1:]), dtype=array.dtype)
+def _dataset(shard: Shard, batch_size: int, seed: Callable[[], int] | None = None) -> tf.data.Dataset:
+    """The share in batches, each pass shuffled anew when `seed`, asked at the start of each pass if it is streamed, is given.
+
+    What is in memory goes through TensorFlow alone: every batch that Python hands over costs several changes of thread, each
+    of which waits for its turn on a machine that serves at the same time.
+    """
+    import tensorflow as tf  # noqa: PLC0415
+
+    if shard.arrays is not None:
+        whole = tf.data.Dataset.from_tensor_slices(shard.arrays)
+        if seed is not None:
+            whole = whole.shuffle(len(shard.arrays[1]), seed=seed(), reshuffle_each_iteration=True)
+        return whole.batch(batch_size).prefetch(2)
+    signature = tuple(tf.TensorSpec(shape=(None, *each.shape[1:]), dtype=each.dtype) for each in shard.first)
+    batches = tf.data.Dataset.from_generator(
+        lambda: shard.stream(batch_size, seed() if seed else None), output_signature=signature
+    )
+    return batches.prefetch(2)
 
 
 def _report(model: keras.Model, epochs_done: int, metrics: dict[str, float], run_id: str | None) -> None:

@@ -36,6 +36,7 @@ class Shard:
 
     Attributes:
         first: the first two examples.
+        arrays: all of them when they fit, else None: then they are streamed.
     """
 
     def __init__(
@@ -44,39 +45,18 @@ class Shard:
         self._source = source
         self._to_example = to_example
         self._rows = rows
-        self._kept: Example | None = None
+        self.arrays: Example | None = None
         batches = map(to_example, source.iter_batches(batch_size=_READ_BATCH))
         begin = next(batches)
         self.first: Example = (begin[0][:2], begin[1][:2])
         if rows * sum(array.nbytes / len(array) for array in begin) <= memory_limit:
             inputs, targets = zip(begin, *batches, strict=True)
-            self._kept = np.concatenate(inputs), np.concatenate(targets)
+            self.arrays = np.concatenate(inputs), np.concatenate(targets)
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether the share is kept."""
-        return self._kept is not None
-
-    def batches(self, batch_size: int, shuffle_seed: int | None = None) -> Iterator[Example]:
-        """One pass over the share; shuffled when a seed is given, another one for each epoch."""
-        if self._kept is None:
-            return self._streamed(batch_size, shuffle_seed)
-        return _batches_of(*self._kept, batch_size, shuffle_seed)
-
-    def _streamed(self, batch_size: int, shuffle_seed: int | None) -> Iterator[Example]:
+    def stream(self, batch_size: int, shuffle_seed: int | None = None) -> Iterator[Example]:
+        """One pass over the share, read anew; shuffled within a window when a seed is given."""
         shuffling: dict[str, Any] = {}
         if shuffle_seed is not None:
             window = max(1, min(_SHUFFLE_WINDOW, self._rows))
             shuffling = {"local_shuffle_buffer_size": window, "local_shuffle_seed": shuffle_seed}
         return map(self._to_example, self._source.iter_batches(batch_size=batch_size, **shuffling))
-
-
-def _batches_of(
-    inputs: npt.NDArray[np.float32], targets: npt.NDArray[Any], batch_size: int, shuffle_seed: int | None
-) -> Iterator[Example]:
-    order = np.arange(len(targets))
-    if shuffle_seed is not None:
-        np.random.default_rng(shuffle_seed).shuffle(order)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        yield inputs[rows], targets[rows]

@@ -46,27 +46,17 @@ def source() -> Source:
 
 def test_a_small_share_is_read_once(source: Source) -> None:
     shard = Shard(source, to_example, ROWS)  # type: ignore[arg-type]
-    assert shard.in_memory
-    first, second = rows_of(shard.batches(4, shuffle_seed=1)), rows_of(shard.batches(4, shuffle_seed=2))
+    assert shard.arrays is not None
+    assert rows_of(iter([shard.arrays])) == list(range(ROWS))
     assert source.passes == 1
-    assert sorted(first) == sorted(second) == list(range(ROWS))
-    assert first != second
-    assert first == rows_of(shard.batches(4, shuffle_seed=1))
-
-
-def test_without_a_seed_the_order_is_the_sources(source: Source) -> None:
-    shard = Shard(source, to_example, ROWS)  # type: ignore[arg-type]
-    batches = list(shard.batches(10))
-    assert [len(targets) for _, targets in batches] == [10, 10, 5]
-    assert rows_of(iter(batches)) == list(range(ROWS))
 
 
 def test_a_large_share_is_streamed(source: Source) -> None:
     shard = Shard(source, to_example, ROWS, memory_limit=ROWS)  # type: ignore[arg-type]
-    assert not shard.in_memory
-    assert rows_of(shard.batches(4, shuffle_seed=7)) == list(range(ROWS))
+    assert shard.arrays is None
+    assert rows_of(shard.stream(4, shuffle_seed=7)) == list(range(ROWS))
     assert source.options == {"local_shuffle_buffer_size": ROWS, "local_shuffle_seed": 7}
-    assert rows_of(shard.batches(4)) == list(range(ROWS))
+    assert rows_of(shard.stream(4)) == list(range(ROWS))
     assert source.options == {}
     assert source.passes == 3  # one to see the first rows
 

@@ -138,6 +138,8 @@ class RayService(Service):
             "DASHBOARD_METRIC_PORT": str(self.port("ray-dashboard-metrics")),
             # The newer Parquet reader starts 32 actors for each epoch, which takes half a minute on two cores.
             "RAY_DATA_USE_DATASOURCE_V2": "0",
+            # Else every job begins with an idle worker for each CPU, seconds of work that its own workers would need.
+            "RAY_prestart_worker_first_driver": "0",
             # By default every worker is nice, Serve's replicas too; here jobs are (semr.job_entry) and serving comes first.
             "RAY_worker_niceness": "0",
             # Serve hops from thread to thread for handlers that would hold its loop; ours are asynchronous and hold nothing.
