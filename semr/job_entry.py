@@ -28,7 +28,7 @@ from semr.jobs import ERROR_MARK, JOB_ID_VARIABLE
 
 Config = TypeVar("Config")
 
-# A third of the weight of what serves. At 10 a step of training, which waits for its turn several times, takes ten times longer
+# A third of the weight of what serves. At 10 a step of training, which waits its turn several times, takes ten times longer
 # beside a server that keeps the machine busy.
 _JOB_NICENESS = 5
 
