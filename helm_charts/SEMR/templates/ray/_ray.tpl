@@ -31,18 +31,30 @@ headGroupSpec:
     dashboard-host: 0.0.0.0
     num-cpus: {{ $cluster.head.numCpus | quote }}
   template: {{- include "semr.ray.podTemplate" (dict "root" $root "kind" $kind "role" "head" "values" $cluster.head "component" $component) | nindent 4 }}
+{{- $groups := dict }}
+{{- range $name, $group := $cluster.workerGroups }}{{ if $group.enabled }}{{ $_ := set $groups $name $group }}{{ end }}{{ end }}
+{{- if not $groups }}
+workerGroupSpecs: []
+{{- else }}
 workerGroupSpecs:
-{{- range $name, $group := $cluster.workerGroups }}
-{{- if $group.enabled }}
+{{- /* The autoscaler changes these two fields: an upgrade leaves them as they are, so that it ends no worker. */}}
+{{- $live := dict }}
+{{- if and (eq $kind "jobs") $cluster.autoscaling }}
+{{- $found := lookup "ray.io/v1" "RayCluster" $root.Release.Namespace (include "semr.rayJobs.fullname" $root) | default dict }}
+{{- range dig "spec" "workerGroupSpecs" list $found }}{{ $_ := set $live .groupName . }}{{ end }}
+{{- end }}
+{{- range $name, $group := $groups }}
+{{- $now := index $live $name | default dict }}
   - groupName: {{ $name }}
-    replicas: {{ $group.minReplicas | int }}
+    replicas: {{ max ($group.minReplicas | int) (min ($group.maxReplicas | int) ($now.replicas | default $group.minReplicas | int)) }}
+    {{- with $now.scaleStrategy }}
+    scaleStrategy: {{- toYaml . | nindent 6 }}
+    {{- end }}
     minReplicas: {{ $group.minReplicas | int }}
     maxReplicas: {{ $group.maxReplicas | int }}
     rayStartParams: {}
     template: {{- include "semr.ray.podTemplate" (dict "root" $root "kind" $kind "role" "worker" "values" $group "component" $component) | nindent 6 }}
 {{- end }}
-{{- else }}
-  []
 {{- end }}
 {{- end -}}
 
