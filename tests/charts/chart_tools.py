@@ -138,6 +138,7 @@ def copy_charts(to: Path) -> Path:
             # What comes out of it are the values it was given, so that tests see what the real chart would see.
             (folder / "templates" / "values.yaml").write_text(
                 "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: stand-in-{{ .Chart.Name }}\n"
+                "  namespace: {{ .Release.Namespace }}\n"
                 '  labels: {stand-in: "true"}\ndata:\n  values: {{ tpl (toJson .Values) . | quote }}\n'
             )
     return to
