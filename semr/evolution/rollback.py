@@ -8,8 +8,12 @@ from semr.registry import CHAMPION, PREVIOUS, Registry
 from semr.settings import Settings, get_settings
 
 
-def roll_back(model: str, version: str | None, reason: str, settings: Settings | None = None) -> Outcome:
+def roll_back(
+    model: str, version: str | None, reason: str, settings: Settings | None = None, target: str = ""
+) -> Outcome:
     """Serve `version` of `model` (None: the one with the alias `previous`), then move the alias `champion` to it.
+
+    `target` names the deployment target, when it is not that of the settings.
 
     In this order a failed deployment leaves champion and service as they were.
 
@@ -22,7 +26,7 @@ def roll_back(model: str, version: str | None, reason: str, settings: Settings |
     registry = Registry(settings)
     goal = registry.get(model, version or PREVIOUS)
     before = registry.find(model, CHAMPION)
-    deployment_target(settings).deploy(goal)
+    deployment_target(settings, target).deploy(goal)
     registry.roll_back(model, goal.version)
     return Outcome(
         state=State.ROLLED_BACK,

@@ -200,6 +200,18 @@ def test_deployers_may_do_what_the_inference_chart_needs(helm: Helm) -> None:
         assert {"get", "create", "patch", "delete"} <= granted[group, resource], (group, resource)
 
 
+def test_a_policy_that_serves_by_helm_gives_the_right_to(helm: Helm) -> None:
+    def resources(*sets: str) -> set[str]:
+        return {
+            each
+            for rule in helm.render("SEMR", None, *sets).get("Role", "semr-tasks")["rules"]
+            for each in rule["resources"]
+        }
+
+    assert "deployments" not in resources()
+    assert {"deployments", "rayservices"} <= resources("evolution.policy.models.mnist.deployment_target=helm")
+
+
 def test_monitors_keep_the_same_samples_of_ray_as_the_embedded_stack(helm: Helm) -> None:
     endpoint = helm.render("SEMR", None).get("PodMonitor", "semr-ray")["spec"]["podMetricsEndpoints"][0]
     assert endpoint["metricRelabelings"][0]["regex"] == _RAY_KEPT

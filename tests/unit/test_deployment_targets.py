@@ -115,6 +115,12 @@ def test_names_that_kubernetes_does_not_take(model: str) -> None:
         release_name(model)
 
 
+def test_a_policy_chooses_before_the_contract() -> None:
+    assert isinstance(deployment_target(SETTINGS, "helm"), HelmTarget)
+    with pytest.raises(InvalidInputError, match="name ray_serve or helm"):
+        deployment_target(SETTINGS, "kserve")
+
+
 def test_the_contract_chooses() -> None:
     assert isinstance(deployment_target(SETTINGS), RayServeTarget)
     assert isinstance(deployment_target(Settings(deployment_target="helm", _env_file=None)), HelmTarget)  # type: ignore[call-arg]

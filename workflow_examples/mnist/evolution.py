@@ -117,12 +117,15 @@ def settle(
     plan: WatchPlan,
     replicas: int | None,
     window_seconds: float,
+    target: str = "",
 ) -> Outcome:
     """Promote, refuse, or take back: see `semr.evolution.rollout`.
 
     The new version is compared with what the champion did in the last `window_seconds`, the time that it was trained for.
     """
-    rollout = Rollout(Registry(), deployment_target(), _audit(), Prometheus(), retraining.launch_id, window_seconds)
+    rollout = Rollout(
+        Registry(), deployment_target(name=target), _audit(), Prometheus(), retraining.launch_id, window_seconds
+    )
     return rollout.settle(retraining.champion, challenger, report, plan, replicas)
 
 

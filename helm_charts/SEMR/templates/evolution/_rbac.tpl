@@ -1,5 +1,5 @@
-{{/* What a deployment step may do, wherever it runs: change the applications of the one RayService, or, with the target helm,
-the objects of the chart semr-inference in this namespace. Nothing beyond the namespace. */}}
+{{/* What a deployment step may do, wherever it runs: change the applications of the one RayService, or, with the target helm
+of the contract or of a model's policy, the objects of the chart semr-inference in this namespace. Nothing beyond the namespace. */}}
 {{- define "semr.deployer.rules" -}}
 {{- if .Values.ray.serving.enabled }}
 - apiGroups: [ray.io]
@@ -7,7 +7,9 @@ the objects of the chart semr-inference in this namespace. Nothing beyond the na
   resourceNames: [{{ include "semr.rayServing.fullname" . }}]
   verbs: [get, patch]
 {{- end }}
-{{- if eq .Values.contract.deploymentTarget "helm" }}
+{{- $targets := list .Values.contract.deploymentTarget }}
+{{- range .Values.evolution.policy.models }}{{ $targets = append $targets (.deployment_target | default "") }}{{ end }}
+{{- if has "helm" $targets }}
 # Helm keeps its history in Secrets, whose names nobody knows before.
 - apiGroups: [""]
   resources: [secrets, configmaps, services, serviceaccounts]
