@@ -49,7 +49,7 @@ class HelmTarget:
         if not self.namespace and _NAMESPACE_FILE.is_file():
             self.namespace = _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
 
-    def deploy(self, ref: ModelVersionRef, *, replicas: int = 1, timeout_seconds: float = 180.0) -> str:
+    def deploy(self, ref: ModelVersionRef, *, replicas: int | None = None, timeout_seconds: float = 180.0) -> str:
         """See `DeploymentTarget.deploy`."""
         release = release_name(ref.name)
         arguments = [
@@ -60,7 +60,8 @@ class HelmTarget:
             "--reset-then-reuse-values",
             f"--set-string=model.name={ref.name}",
             f"--set-string=model.version={ref.version}",
-            f"--set=replicas={replicas}",
+            # Else the number that the release has, or the chart's default at first.
+            *([] if replicas is None else [f"--set=replicas={replicas}"]),
             f"--set-string=mlflow.url={self.settings.need('mlflow_uri')}",
             "--wait",
             f"--timeout={max(1, round(timeout_seconds))}s",

@@ -74,6 +74,7 @@ def test_helm_3_says_atomic(helm: FakeHelm) -> None:
     helm.answer("echo v3.22.0")
     target(helm).deploy(ref())
     assert "--atomic" in helm.calls[1] and "--rollback-on-failure" not in helm.calls[1]
+    assert "replicas" not in helm.calls[1], "without a number the release keeps its own"
 
 
 def test_a_refused_upgrade_is_an_error_with_helm_s_words(helm: FakeHelm) -> None:
