@@ -29,6 +29,7 @@ _URL_FIELDS = (
     "mlflow_uri",
     "ray_dashboard_url",
     "serve_url",
+    "serve_api_url",
     "prometheus_url",
     "alertmanager_url",
     "evolution_url",
@@ -55,6 +56,10 @@ class Settings(BaseSettings):
     ray_dashboard_url: str | None = None
     ray_auth_token: SecretStr | None = None
     serve_url: str | None = None
+    # Dashboard with Serve's REST API, when that of the Jobs API has none: on a cluster, serving has a Ray cluster of its own.
+    serve_api_url: str | None = None
+    # `namespace/name` of the RayService that keeps Serve's applications, when there is one.
+    ray_service: str | None = None
     prometheus_url: str | None = None
     alertmanager_url: str | None = None
     evolution_url: str | None = None
@@ -72,6 +77,13 @@ class Settings(BaseSettings):
         if not value.startswith(("http://", "https://")):
             raise ValueError(f"{value!r} is not a URL that starts with http:// or https://")
         return value.rstrip("/")
+
+    @field_validator("ray_service")
+    @classmethod
+    def _check_ray_service(cls, value: str | None) -> str | None:
+        if value is not None and len([part for part in value.split("/") if part]) != 2:
+            raise ValueError(f"{value!r} is not of the form namespace/name")
+        return value
 
     @classmethod
     def variable(cls, field: str) -> str:

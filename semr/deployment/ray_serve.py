@@ -1,7 +1,8 @@
 """Deployment target Ray Serve: one Serve application a model, told what to serve by Serve's declarative REST API.
 
 The API takes the whole list of applications at once, so a change is read, merged and put; a deployer whose change was
-overwritten by another one in between sees it and puts it again.
+overwritten by another one in between sees it and puts it again. On a cluster with a RayService the list is written there: the
+KubeRay operator puts it, and puts it again after a restart.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from semr.deployment.ray_service import RayServiceApplications
 from semr.deployment.target import DeploymentError
 from semr.errors import DependencyUnavailableError
 from semr.inference.client import InferenceClient
@@ -142,6 +144,9 @@ class RayServeTarget:
 
     def _put(self, name: str, application: Application | None) -> None:
         """Tell Serve to run `application` under `name` (None: no longer), all others as they are."""
+        if self.settings.ray_service is not None:
+            RayServiceApplications(self.settings.ray_service).put(name, application)
+            return
         instance = self._instance()
         applications = {
             each: details["deployed_app_config"]
@@ -163,7 +168,7 @@ class RayServeTarget:
 
     def _ask(self, method: str, body: dict[str, Any] | None = None) -> httpx.Response:
         """One call of Serve's API, tried again when it does not answer: 0.5 + 1 + 2 + 4 s between five tries."""
-        url = self.settings.need("ray_dashboard_url")
+        url = self.settings.serve_api_url or self.settings.need("ray_dashboard_url")
         token = self.settings.ray_auth_token
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         reason = ""

@@ -90,13 +90,11 @@ class Intake:
             UnknownModelError: the policy has no such model.
             NotNowError: it has an active launch.
         """
-        self._policy(model)
+        inputs = {"version": version or "", "deployment_target": self._policy(model).deployment_target or ""}
         with self.ledger.transaction():
             self._refuse_if_active(model)
             trigger = Trigger("human", reason, self.ledger.clock())
-            return self.ledger.create(
-                model, "rollback", trigger, plan={}, inputs={"version": version or ""}, version=version
-            )
+            return self.ledger.create(model, "rollback", trigger, plan={}, inputs=inputs, version=version)
 
     def pause(self, model: str, reason: str) -> bool:
         """Let nothing be launched for `model`; an active launch goes on, a queued one waits. False when paused already.

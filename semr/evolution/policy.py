@@ -174,6 +174,7 @@ class ModelPolicy(_Strict):
         gate: thresholds of the gate.
         verification: the window after a deployment.
         keep_recordings_days: recorded requests and labels that are older are deleted; nothing learns from them any more.
+        deployment_target: where the model is served, when not where the contract says; passed on to the workflow if set.
     """
 
     alerts: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -186,11 +187,12 @@ class ModelPolicy(_Strict):
     gate: GateThresholds = GateThresholds()
     verification: Verification = Verification()
     keep_recordings_days: Annotated[float, Field(gt=0)] = 30.0
+    deployment_target: Literal["ray_serve", "helm"] | None = None
 
     def workflow_inputs(self) -> dict[str, bool | int | float | str]:
         """Inputs of the workflow that the policy gives; thresholds that it does not set are left to the workflow."""
         window = {f"verification_{name}": value for name, value in self.verification.model_dump().items()}
-        thresholds = {**self.gate.model_dump(), **window}
+        thresholds = {**self.gate.model_dump(), **window, "deployment_target": self.deployment_target}
         return {**{name: value for name, value in thresholds.items() if value is not None}, **self.launch.inputs}
 
     def is_quiet(self, now: float) -> bool:

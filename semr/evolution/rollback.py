@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from semr.deployment.ray_serve import RayServeTarget
-from semr.deployment.target import DeploymentTarget
-from semr.errors import SettingsError
+from semr.deployment.choice import deployment_target
 from semr.evolution.launch import Outcome, State
 from semr.registry import CHAMPION, PREVIOUS, Registry
 from semr.settings import Settings, get_settings
 
 
-def roll_back(model: str, version: str | None, reason: str, settings: Settings | None = None) -> Outcome:
+def roll_back(
+    model: str, version: str | None, reason: str, settings: Settings | None = None, target: str = ""
+) -> Outcome:
     """Serve `version` of `model` (None: the one with the alias `previous`), then move the alias `champion` to it.
+
+    `target` names the deployment target, when it is not that of the settings.
 
     In this order a failed deployment leaves champion and service as they were.
 
@@ -24,7 +26,7 @@ def roll_back(model: str, version: str | None, reason: str, settings: Settings |
     registry = Registry(settings)
     goal = registry.get(model, version or PREVIOUS)
     before = registry.find(model, CHAMPION)
-    _target(settings).deploy(goal)
+    deployment_target(settings, target).deploy(goal)
     registry.roll_back(model, goal.version)
     return Outcome(
         state=State.ROLLED_BACK,
@@ -32,12 +34,3 @@ def roll_back(model: str, version: str | None, reason: str, settings: Settings |
         challenger_version=before.version if before is not None and before.version != goal.version else None,
         champion_version=goal.version,
     )
-
-
-def _target(settings: Settings) -> DeploymentTarget:
-    if settings.deployment_target != "ray_serve":
-        raise SettingsError(
-            f"Rollback on the deployment target {settings.deployment_target!r} is not supported: "
-            f"set {Settings.variable('deployment_target')} to ray_serve, or use that target's own rollback."
-        )
-    return RayServeTarget(settings)

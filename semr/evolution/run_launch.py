@@ -48,7 +48,10 @@ def run(launch: Launch) -> Outcome:
         if launch.action == "rollback":
             from semr.evolution.rollback import roll_back  # noqa: PLC0415 imports MLflow
 
-            return roll_back(launch.model, launch.inputs["version"] or None, launch.trigger.reason)
+            inputs = launch.inputs
+            # A launch that was queued before an upgrade names no target.
+            target = inputs.get("deployment_target", "")
+            return roll_back(launch.model, inputs["version"] or None, launch.trigger.reason, target=target)
         return parse_outcome(_workflow_result(launch))
     except Exception as error:
         # The workflow's own code may raise anything; the log has the trace, the ledger a sentence.

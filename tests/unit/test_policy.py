@@ -46,6 +46,8 @@ def test_thresholds_that_are_left_out_are_left_to_the_workflow(tmp_path: Path) -
     assert policy.workflow_inputs() == {"epochs": 3}
     policy = load_policy(write(tmp_path, changed("models.m.gate", {"confidence": 0.9}))).models["m"]
     assert policy.workflow_inputs() == {"confidence": 0.9}
+    policy = load_policy(write(tmp_path, changed("models.m.deployment_target", "helm"))).models["m"]
+    assert policy.workflow_inputs() == {"deployment_target": "helm"}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ COMPLETE = {
     "SEMR_RAY_DASHBOARD_URL": "http://127.0.0.1:8265",
     "SEMR_RAY_AUTH_TOKEN": "the-ray-token",
     "SEMR_SERVE_URL": "http://127.0.0.1:8000",
+    "SEMR_SERVE_API_URL": "http://127.0.0.1:8266",
+    "SEMR_RAY_SERVICE": "ml/serving",
     "SEMR_PROMETHEUS_URL": "http://127.0.0.1:9090",
     "SEMR_ALERTMANAGER_URL": "http://127.0.0.1:9093",
     "SEMR_EVOLUTION_URL": "http://127.0.0.1:8500",

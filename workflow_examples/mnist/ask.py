@@ -14,7 +14,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
 
-from semr.deployment.ray_serve import RayServeTarget
+from semr.deployment.choice import deployment_target
 from semr.errors import SemrError
 from semr.inference.client import InferenceClient
 from semr.storage import ObjectStore
@@ -38,7 +38,7 @@ def ask(model: str, count: int, seed: int, console: Console) -> None:
     rows = np.random.default_rng(seed).choice(len(holdout), size=min(count, len(holdout)), replace=False)
     chosen = holdout.take(rows)
     images = chosen["image"].combine_chunks().flatten().to_numpy().reshape(-1, IMAGE_SIZE, IMAGE_SIZE)
-    with InferenceClient(RayServeTarget().url(model), model) as client:
+    with InferenceClient(deployment_target().url(model), model) as client:
         name = client.metadata().inputs[0].name
         prediction = client.infer({name: to_input(images)})
     scores = next(iter(prediction.outputs.values()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from semr.deployment.ray_serve import RayServeTarget
+from semr.deployment.choice import deployment_target
 from semr.deployment.watch import WatchPlan
 from semr.evolution.audit import AuditTrail
 from semr.evolution.gate import GateReport, GateThresholds
@@ -117,12 +117,15 @@ def settle(
     plan: WatchPlan,
     replicas: int | None,
     window_seconds: float,
+    target: str = "",
 ) -> Outcome:
     """Promote, refuse, or take back: see `semr.evolution.rollout`.
 
     The new version is compared with what the champion did in the last `window_seconds`, the time that it was trained for.
     """
-    rollout = Rollout(Registry(), RayServeTarget(), _audit(), Prometheus(), retraining.launch_id, window_seconds)
+    rollout = Rollout(
+        Registry(), deployment_target(name=target), _audit(), Prometheus(), retraining.launch_id, window_seconds
+    )
     return rollout.settle(retraining.champion, challenger, report, plan, replicas)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from semr.deployment.ray_serve import RayServeTarget
+from semr.deployment.choice import deployment_target
 from semr.deployment.verification import ProbeReport, check_or_restore, probe_classifier
 from semr.errors import SemrError
 from semr.evaluation import HOLDOUT_ACCURACY
@@ -93,7 +93,7 @@ def register(
 
 def deploy(model: ModelVersionRef, replicas: int) -> Deployment:
     """Serve the version; the champion stays the champion until `verify`."""
-    url = RayServeTarget().deploy(model, replicas=replicas)
+    url = deployment_target().deploy(model, replicas=replicas)
     return Deployment(model, url, replicas)
 
 
@@ -105,7 +105,7 @@ def verify(deployment: Deployment, dataset_version: str, requests: int = 100) ->
     """
     report = probe(deployment, dataset_version, requests)
     expected = deployment.model.metrics.get(HOLDOUT_ACCURACY, 0.0)
-    check_or_restore(RayServeTarget(), Registry(), deployment.model, report, expected - _VERIFICATION_TOLERANCE)
+    check_or_restore(deployment_target(), Registry(), deployment.model, report, expected - _VERIFICATION_TOLERANCE)
     return report
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 
-from semr.deployment.ray_serve import RayServeTarget
+from semr.deployment.choice import deployment_target
 from semr.errors import DependencyUnavailableError, InvalidInputError, SemrError
 from semr.inference.client import InferenceClient, InferenceError
 from semr.storage import ObjectStore
@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         distortion = Distortion.parse(options.drift) if options.drift else None
         traffic = Traffic(
-            RayServeTarget().url(options.model),
+            deployment_target().url(options.model),
             options.model,
             options.rate,
             Pool.of_split(options.split),

@@ -96,13 +96,16 @@ def settle(
     seconds: float,
     least_requests: int,
     margin: float,
+    target: str,
 ) -> str:
     """Promote, refuse, or take back; returns the outcome as JSON."""
     plan = dataclasses.replace(
         WatchPlan(), window_seconds=seconds, least_requests=least_requests, accuracy_margin=margin
     )
     gate_report = TypeAdapter(GateReport).validate_json(report)
-    return evolution.settle(retraining, challenger, gate_report, plan, replicas or None, window_seconds).to_json()
+    return evolution.settle(
+        retraining, challenger, gate_report, plan, replicas or None, window_seconds, target
+    ).to_json()
 
 
 @workflow
@@ -127,6 +130,7 @@ def mnist_retrain(
     verification_seconds: float = 300.0,
     verification_least_requests: int = 100,
     verification_margin: float = 0.02,
+    deployment_target: str = "",
 ) -> str:
     """Improve on the champion with what was seen lately.
 
@@ -142,7 +146,7 @@ def mnist_retrain(
         learning_rate: of Adam; lower than at first, since the weights are good already.
         workers: data-parallel Ray Train workers.
         seed: of shuffling.
-        replicas: Ray Serve replicas; 0: as many as there are.
+        replicas: of the new version; 0: as many as there are.
         min_gain: see `semr.evolution.gate.GateThresholds`, as the following four.
         allowed_loss_on_old: see there.
         confidence: see there.
@@ -151,6 +155,7 @@ def mnist_retrain(
         verification_seconds: length of the watch over the new version on live traffic.
         verification_least_requests: requests without which the watch says nothing.
         verification_margin: live accuracy may be so much below the champion's.
+        deployment_target: ray_serve or helm; "" is what the contract says.
 
     Returns:
         `semr.evolution.rollout.Outcome` as JSON.
@@ -188,6 +193,7 @@ def mnist_retrain(
         seconds=verification_seconds,
         least_requests=verification_least_requests,
         margin=verification_margin,
+        target=deployment_target,
     )
 
 

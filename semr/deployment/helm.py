@@ -1,0 +1,143 @@
+"""Deployment target helm: one release of the chart semr-inference a model, told what to serve by `helm upgrade`.
+
+Helm waits until the new pods answer their readiness probe and takes the release back by itself when they do not. The history
+stays, so that a person can roll back too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import semr
+from semr.deployment.target import DeploymentError
+from semr.errors import DependencyUnavailableError, InvalidInputError
+from semr.registry import ModelVersionRef
+from semr.settings import Settings, get_settings
+
+CHART = Path(semr.__file__).parents[1] / "helm_charts" / "SEMR_inference"
+_NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+_PORT = 8080
+_HISTORY = 10
+# Helm's own work before and after the wait.
+_SLACK_SECONDS = 60.0
+
+
+@dataclass
+class HelmTarget:
+    """Releases in one namespace; see `semr.deployment.target.DeploymentTarget`.
+
+    A release that is there keeps its values: only version and replicas are set.
+
+    Attributes:
+        chart: folder, or reference that helm understands.
+        namespace: of the releases; default: that of this pod, else helm's own.
+        program: the helm command.
+    """
+
+    settings: Settings = field(default_factory=get_settings)
+    chart: str = str(CHART)
+    namespace: str = ""
+    program: str = "helm"
+
+    def __post_init__(self) -> None:
+        if not self.namespace and _NAMESPACE_FILE.is_file():
+            self.namespace = _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
+
+    def deploy(self, ref: ModelVersionRef, *, replicas: int | None = None, timeout_seconds: float = 180.0) -> str:
+        """See `DeploymentTarget.deploy`."""
+        release = release_name(ref.name)
+        arguments = [
+            "upgrade",
+            release,
+            self.chart,
+            "--install",
+            "--reset-then-reuse-values",
+            f"--set-string=model.name={ref.name}",
+            f"--set-string=model.version={ref.version}",
+            # Else the number that the release has, or the chart's default at first.
+            *([] if replicas is None else [f"--set=replicas={replicas}"]),
+            f"--set-string=mlflow.url={self.settings.need('mlflow_uri')}",
+            "--wait",
+            f"--timeout={max(1, round(timeout_seconds))}s",
+            f"--history-max={_HISTORY}",
+            "--rollback-on-failure" if self._major >= 4 else "--atomic",
+        ]
+        done = self._run(arguments, timeout_seconds * 2 + _SLACK_SECONDS)
+        if done.returncode != 0:
+            raise DeploymentError(f"{ref.uri} is not served, release {release} is as it was: {_reason(done.stderr)}")
+        return self.url(ref.name)
+
+    def current(self, model: str) -> str | None:
+        """See `DeploymentTarget.current`."""
+        done = self._run(["get", "values", release_name(model), "--all", "--output=json"])
+        if done.returncode != 0:
+            if "not found" in done.stderr:
+                return None
+            raise DependencyUnavailableError("helm", self.namespace or "the current namespace", _reason(done.stderr))
+        version = json.loads(done.stdout).get("model", {}).get("version")
+        return str(version) if version else None
+
+    def url(self, model: str) -> str:
+        """See `DeploymentTarget.url`."""
+        host = release_name(model) + (f".{self.namespace}.svc" if self.namespace else "")
+        return f"http://{host}:{_PORT}"
+
+    def remove(self, model: str) -> None:
+        """See `DeploymentTarget.remove`."""
+        done = self._run(["uninstall", release_name(model), "--ignore-not-found", "--wait"], 300.0)
+        if done.returncode != 0:
+            raise DependencyUnavailableError("helm", self.namespace or "the current namespace", _reason(done.stderr))
+
+    def roll_back(self, model: str, timeout_seconds: float = 180.0) -> None:
+        """Serve what the release before the last one served.
+
+        Raises:
+            DeploymentError: there is none, or its pods do not become ready.
+        """
+        arguments = ["rollback", release_name(model), "--wait", f"--timeout={max(1, round(timeout_seconds))}s"]
+        done = self._run(arguments, timeout_seconds + _SLACK_SECONDS)
+        if done.returncode != 0:
+            raise DeploymentError(f"Release {release_name(model)} cannot be rolled back: {_reason(done.stderr)}")
+
+    @cached_property
+    def _major(self) -> int:
+        done = self._run(["version", "--template={{.Version}}"])
+        match = re.match(r"v(\d+)\.", done.stdout.strip())
+        if match is None:
+            raise DeploymentError(f"`{self.program} version` does not tell its version: {_reason(done.stderr)}")
+        return int(match[1])
+
+    def _run(self, arguments: list[str], timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+        if shutil.which(self.program) is None:
+            raise DeploymentError(f"The deployment target helm needs the command {self.program}, which is not on PATH.")
+        command = [self.program, *arguments]
+        if self.namespace and arguments[0] != "version":
+            command.append(f"--namespace={self.namespace}")
+        try:
+            return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise DeploymentError(f"helm {arguments[0]} did not end within {timeout:.0f} s.") from error
+
+
+def release_name(model: str) -> str:
+    """Name of the release, and of its Service, for a model.
+
+    Raises:
+        InvalidInputError: the model's name cannot be part of a Kubernetes name.
+    """
+    name = model.lower().replace("_", "-")
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", name):
+        raise InvalidInputError(
+            f"Model {model!r} cannot be served by the target helm: its name has to be letters, digits, - and _, at most 40."
+        )
+    return f"inference-{name}"
+
+
+def _reason(message: str) -> str:
+    return " ".join(message.split())[-500:] or "helm says nothing"

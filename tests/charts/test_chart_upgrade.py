@@ -1,0 +1,223 @@
+"""Upgrades: two renders are equal, given what the cluster has; credentials and deployed models stay.
+
+The cluster is a stand-in here: an HTTP server that answers helm's `lookup` from a table. tests/cluster has a real one.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import threading
+from collections.abc import Iterator
+from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from chart_tools import Helm, Object, Rendered, own, parse, values_of
+
+_KINDS = {
+    "v1": ("ConfigMap", "PersistentVolumeClaim", "Pod", "PodTemplate", "Secret", "Service", "ServiceAccount"),
+    "apps/v1": ("Deployment", "StatefulSet"),
+    "batch/v1": ("Job",),
+    "policy/v1": ("PodDisruptionBudget",),
+    "rbac.authorization.k8s.io/v1": ("Role", "RoleBinding"),
+    "networking.k8s.io/v1": ("Ingress", "NetworkPolicy"),
+    "gateway.networking.k8s.io/v1": ("GRPCRoute", "HTTPRoute"),
+    "monitoring.coreos.com/v1": ("PodMonitor", "PrometheusRule", "ServiceMonitor"),
+    "monitoring.coreos.com/v1alpha1": ("AlertmanagerConfig",),
+    "ray.io/v1": ("RayCluster", "RayService"),
+}
+
+
+class Cluster:
+    """What a Kubernetes API answers about a few kinds of objects."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, Object] = {}
+        cluster = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                status, body = cluster.answer(self.path.split("?")[0])
+                data = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def add(self, each: Object) -> None:
+        group = each["apiVersion"].rpartition("/")[0]
+        place = f"/apis/{each['apiVersion']}" if group else f"/api/{each['apiVersion']}"
+        name = f"{place}/namespaces/ml/{each['kind'].lower()}s/{each['metadata']['name']}"
+        stored = copy.deepcopy(each)
+        # Helm marks what is its own.
+        owner = {"meta.helm.sh/release-name": "semr", "meta.helm.sh/release-namespace": "ml"}
+        stored["metadata"].setdefault("annotations", {}).update(owner)
+        self.objects[name] = stored
+
+    def answer(self, path: str) -> tuple[int, Object]:
+        found = self.objects.get(path) or _discovery().get(path)
+        missing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
+        return (200, found) if found is not None else (404, missing)
+
+    def kubeconfig(self, folder: Path) -> Path:
+        path = folder / "kubeconfig"
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{self.server.server_port}"}}],
+            "users": [{"name": "u", "user": {}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+
+@lru_cache(maxsize=1)
+def _discovery() -> dict[str, Object]:
+    """What clients ask for first, by path: which kinds there are."""
+    answers: dict[str, Object] = {
+        "/version": {"major": "1", "minor": "34", "gitVersion": "v1.34.0"},
+        "/api": {"kind": "APIVersions", "versions": ["v1"]},
+    }
+    groups: dict[str, Object] = {}
+    for api_version, kinds in _KINDS.items():
+        group, _, version = api_version.rpartition("/")
+        plurals = {kind: kind.lower().removesuffix("y") + ("ies" if kind.endswith("y") else "s") for kind in kinds}
+        plurals["Ingress"] = "ingresses"
+        resources = [
+            {"name": plurals[kind], "singularName": "", "namespaced": True, "kind": kind, "verbs": ["get", "list"]}
+            for kind in kinds
+        ]
+        body = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version, "resources": resources}
+        answers[f"/apis/{api_version}" if group else f"/api/{api_version}"] = body
+        if group:
+            both = {"groupVersion": api_version, "version": version}
+            known = groups.setdefault(group, {"name": group, "versions": [], "preferredVersion": both})
+            known["versions"].append(both)
+    answers["/apis"] = {"kind": "APIGroupList", "apiVersion": "v1", "groups": list(groups.values())}
+    return answers
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    made = Cluster()
+    yield made
+    made.server.shutdown()
+
+
+def render(helm: Helm, cluster: Cluster, folder: Path, *arguments: str | Path) -> Rendered:
+    where = ["--kubeconfig", cluster.kubeconfig(folder), "--dry-run=server", "--disable-openapi-validation"]
+    done = helm.template("SEMR", *where, *arguments)
+    assert done.returncode == 0, done.stderr
+    return own(parse(done.stdout))
+
+
+@pytest.mark.parametrize("profile", ["values_example", "everything-on-values"])
+def test_second_render_equals_the_first(helm: Helm, cluster: Cluster, tmp_path: Path, profile: str) -> None:
+    values = ["--values", values_of("SEMR", profile)]
+    first = render(helm, cluster, tmp_path, *values)
+    # It is able to fail: without a cluster that remembers, credentials are made anew.
+    assert render(helm, cluster, tmp_path, *values).of("Secret") != first.of("Secret")
+    for each in first.of("Secret", "RayService", "RayCluster"):
+        cluster.add(each)
+    second = render(helm, cluster, tmp_path, *values)
+    assert second.objects == first.objects
+
+
+def test_a_new_chart_version_restarts_no_pod(helm: Helm, tmp_path: Path) -> None:
+    import shutil
+
+    newer = tmp_path / "helm_charts"
+    shutil.copytree(helm.charts, newer)
+    description = newer / "SEMR" / "Chart.yaml"
+    description.write_text(description.read_text().replace("version: 0.1.0", "version: 0.2.0", 1))
+    other = Helm(helm.program, newer)
+    before = {pod.owner: (pod.spec, pod.annotations) for pod in own(helm.render("SEMR", "values_example")).pods}
+    after = {pod.owner: (pod.spec, pod.annotations) for pod in own(other.render("SEMR", "values_example")).pods}
+    assert after == before
+
+
+def test_a_changed_endpoint_restarts_its_reader(helm: Helm) -> None:
+    def checksum(rendered: Rendered, name: str) -> str:
+        text: str = rendered.get("Deployment", name)["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+        return text
+
+    before, after = helm.render("SEMR", None), helm.render("SEMR", None, "minio.region=eu-west-1")
+    for name in ("semr-mlflow", "semr-evolution"):
+        assert checksum(before, name) != checksum(after, name)
+    policy = helm.render("SEMR", None, "evolution.policy.models.mnist.cooldown_seconds=60")
+    assert checksum(policy, "semr-evolution") != checksum(before, "semr-evolution")
+    assert checksum(policy, "semr-mlflow") == checksum(before, "semr-mlflow")
+
+
+def test_jobs_that_change_have_another_name(helm: Helm) -> None:
+    def jobs(rendered: Rendered) -> dict[str, str]:
+        return {each["metadata"]["name"].rpartition("-")[0]: each["metadata"]["name"] for each in rendered.of("Job")}
+
+    before, same = jobs(helm.render("SEMR", None)), jobs(helm.render("SEMR", "values_example"))
+    assert before == same
+    changed = jobs(helm.render("SEMR", None, "contract.datasetsBucket=other-datasets"))
+    assert changed["semr-minio-setup"] != before["semr-minio-setup"]
+    assert changed["semr-postgresql-setup"] == before["semr-postgresql-setup"]
+
+
+def test_deployed_models_stay(helm: Helm, cluster: Cluster, tmp_path: Path) -> None:
+    first = render(helm, cluster, tmp_path)
+    service = copy.deepcopy(first.get("RayService", "semr-serving"))
+    config = yaml.safe_load(service["spec"]["serveConfigV2"])
+    config["applications"].append({"name": "mnist", "import_path": "semr.inference.ray_serve:build"})
+    service["spec"]["serveConfigV2"] = yaml.safe_dump(config)
+    cluster.add(service)
+    again = render(helm, cluster, tmp_path).get("RayService", "semr-serving")
+    assert yaml.safe_load(again["spec"]["serveConfigV2"]) == config
+
+
+def test_workers_that_the_autoscaler_started_stay(helm: Helm, cluster: Cluster, tmp_path: Path) -> None:
+    ray = copy.deepcopy(render(helm, cluster, tmp_path).get("RayCluster", "semr-ray"))
+    ray["spec"]["workerGroupSpecs"][0] |= {"replicas": 2, "scaleStrategy": {"workersToDelete": ["w"]}}
+    cluster.add(ray)
+    (group,) = render(helm, cluster, tmp_path).get("RayCluster", "semr-ray")["spec"]["workerGroupSpecs"]
+    assert group["replicas"] == 2 and group["scaleStrategy"] == {"workersToDelete": ["w"]}
+    (fewer,) = render(helm, cluster, tmp_path, "--set", "ray.jobs.workerGroups.amd64.maxReplicas=1").get(
+        "RayCluster", "semr-ray"
+    )["spec"]["workerGroupSpecs"]
+    assert fewer["replicas"] == 1
+
+
+def test_generated_credentials_are_long_and_all_different(helm: Helm) -> None:
+    values = []
+    for each in helm.render("SEMR", "everything-on-values").of("Secret"):
+        for key, value in each["data"].items():
+            text = base64.b64decode(value).decode()
+            if key in ("username", "admin-user"):
+                continue
+            assert len(text) >= 12, key
+            if key != "auth_token":  # the same as in the contract
+                values.append(text)
+    assert len(values) == len(set(values)) >= 14
+
+
+def test_a_key_that_is_new_is_added_to_a_kept_secret(helm: Helm, cluster: Cluster, tmp_path: Path) -> None:
+    secret = copy.deepcopy(render(helm, cluster, tmp_path).get("Secret", "semr-postgresql"))
+    del secret["data"]["flyte-password"]
+    cluster.add(secret)
+    again = render(helm, cluster, tmp_path).get("Secret", "semr-postgresql")["data"]
+    assert again["mlflow-password"] == secret["data"]["mlflow-password"] and again["flyte-password"]
+
+
+def test_data_and_credentials_outlive_the_release(helm: Helm) -> None:
+    for each in helm.render("SEMR", "everything-on-values").of("Secret", "PersistentVolumeClaim"):
+        assert each["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep", each["metadata"]["name"]
