@@ -12,7 +12,7 @@ TESTS          ?=
 PYTEST_ARGS    ?=
 
 # Those that need no stack of their own mostly wait, and do so at the same time.
-TESTS_AT_ONCE  := tests/unit
+TESTS_AT_ONCE  := tests/unit tests/charts
 
 # A folder of wheels that pip is told about is offered to uv too (pip separates several by spaces, uv by commas).
 empty :=
