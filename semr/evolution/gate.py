@@ -141,7 +141,7 @@ def judge(champion: Candidate, challenger: Candidate, thresholds: GateThresholds
             f"whole interval above {thresholds.min_gain:+.4f}",
         ),
         Check(
-            "does not forget",
+            "as good on old data",
             old.gain >= -thresholds.allowed_loss_on_old,
             f"gain {old.gain:+.4f}, interval {old.low:+.4f} to {old.high:+.4f}",
             f"at least {-thresholds.allowed_loss_on_old:+.4f}",

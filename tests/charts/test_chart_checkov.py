@@ -27,6 +27,8 @@ MEANT = {
     "CKV_K8S_40": ".*",
     # A launch in the pod changes the RayService at its end; its Role says what it may, and no more.
     "CKV_K8S_38": r"Deployment\.ml\.semr-evolution",
+    # pyflyte unpacks fast-registered code, and a user's task writes where it likes; the value can be set to true.
+    "CKV_K8S_22": r"PodTemplate\.ml\.semr-tasks",
     # They end by themselves.
     "CKV_K8S_8": r"Pod\.ml\.semr-test-.*|PodTemplate\.ml\.semr-tasks",
     "CKV_K8S_9": r"Pod\.ml\.semr-test-.*|PodTemplate\.ml\.semr-tasks",

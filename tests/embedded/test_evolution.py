@@ -32,6 +32,8 @@ from workflow_examples.mnist.traffic import Pool, Tally, Traffic
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MODEL = "mnist"
+# For a launch to end. Two minutes on an idle machine.
+WAIT_SECONDS = 800.0
 # 40 times as fast, an hour of the rules' time takes 90 s.
 HOUR = ("--time-compression", "40", "--steady-seconds", "90")
 FIFTY_A_SECOND = ("--rate", "50", "--pictures", "2", "--label-share", "0.25")
@@ -81,7 +83,7 @@ def number(output: str, words: str) -> float:
     return float(found[1])
 
 
-def wait_for_launch(until: Callable[[dict[str, object]], bool], seconds: float = 400) -> dict[str, object]:
+def wait_for_launch(until: Callable[[dict[str, object]], bool], seconds: float = WAIT_SECONDS) -> dict[str, object]:
     """The newest launch of the model when it meets a condition."""
     deadline = time.monotonic() + seconds
     with EvolutionClient() as client:
@@ -133,12 +135,14 @@ def test_poisoned_labels_are_refused(traffic: Traffic) -> None:
     champion = Registry().get(MODEL, CHAMPION).version
     traffic.mislabel = 1.0
     launch = wait_for_launch(lambda launch: launch["state"] == "refused")
+    with EvolutionClient() as client:
+        client.pause(MODEL)  # the wrong labels are in the alerts' window for a while
     registry = Registry()
     challenger = registry.get(MODEL, CHALLENGER)
     assert int(challenger.version) > int(champion)
     assert registry.get(MODEL, CHAMPION).version == champion
     reason = registry.tags(challenger)["semr.gate.reason"]
-    assert "not does not forget" in reason or "does not forget" in reason
+    assert "not as good on old data" in reason
     assert reason in str(launch["outcome"])
     assert served(traffic.tally()) == {champion}
     assert {"triggered", "launched", "trained", "gate", "refused"} <= set(decisions_since(started))
@@ -149,7 +153,10 @@ def test_a_version_that_does_worse_live_is_taken_back(traffic: Traffic) -> None:
     started = time.time()
     champion = Registry().get(MODEL, CHAMPION).version
     traffic.distortion = Distortion("rotate", -35.0)
-    deadline = time.monotonic() + 500
+    time.sleep(20)
+    with EvolutionClient() as client:
+        assert client.resume(MODEL)
+    deadline = time.monotonic() + WAIT_SECONDS
     while traffic.newest_version() in (None, champion):
         assert time.monotonic() < deadline, decisions_since(started)
         time.sleep(0.05)

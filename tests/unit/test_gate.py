@@ -36,7 +36,7 @@ def test_a_clear_improvement_is_promoted_with_its_numbers() -> None:
     [
         (candidate("2", 0.70, 0.97), "not better on recent data"),
         (candidate("2", 0.60, 0.97), "not better on recent data"),
-        (candidate("2", 0.96, 0.90), "not does not forget"),
+        (candidate("2", 0.96, 0.90), "not as good on old data"),
         (candidate("2", 0.96, 0.97, latency_milliseconds=9.0), "not fast enough: 9.00 ms, wanted at most 4.00 ms"),
         (candidate("2", 0.96, 0.97, size_bytes=3_000_000_000), "not small enough: 3000.00 MB"),
         (candidate("2", 0.96, 0.97, schema="image->11"), "not same inputs and outputs"),
