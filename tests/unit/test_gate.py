@@ -28,7 +28,11 @@ def test_a_clear_improvement_is_promoted_with_its_numbers() -> None:
     assert "better on recent data by +0.3050 (+0.26" in report.reason
     content = json.loads(report.to_json())
     assert content["verdict"] == "promote"
-    assert {check["name"] for check in content["checks"]} >= {"better on recent data", "as good on old data", "fast enough"}
+    assert {check["name"] for check in content["checks"]} >= {
+        "better on recent data",
+        "as good on old data",
+        "fast enough",
+    }
 
 
 @pytest.mark.parametrize(
