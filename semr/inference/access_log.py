@@ -6,9 +6,8 @@ import sys
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import orjson
 
@@ -17,8 +16,7 @@ MOST_LINES = 20_000
 _PAUSE_SECONDS = 0.05
 
 
-@dataclass(frozen=True)
-class Access:
+class Access(NamedTuple):
     """A request that was answered.
 
     Attributes:

@@ -31,10 +31,11 @@ class InvalidBodyError(InvalidInputError):
 
 @dataclass(frozen=True)
 class DecodedRequest:
-    """A request with its input tensors by name, in its own order."""
+    """A request with its input tensors by name, in its own order; `is_json` tells that none of them came as raw bytes."""
 
     request: InferRequest
     inputs: dict[str, Array]
+    is_json: bool
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,13 @@ def decode_request(body: bytes, header_length: str | None = None) -> DecodedRequ
     request = parse_request(content)
     raw = view[end:]
     inputs: dict[str, Array] = {}
+    has_booleans = b"true" in body or b"false" in body
     for tensor in request.inputs:
         if tensor.name in inputs:
             raise InvalidBodyError(f"Input {tensor.name!r} is given twice.")
         size = _binary_size(tensor)
         if size is None:
-            inputs[tensor.name] = tensor.to_array()
+            inputs[tensor.name] = tensor.to_array(has_booleans=has_booleans)
             continue
         if size > len(raw):
             raise InvalidBodyError(
@@ -80,7 +82,7 @@ def decode_request(body: bytes, header_length: str | None = None) -> DecodedRequ
         raw = raw[size:]
     if len(raw):
         raise InvalidBodyError(f"The body has {len(raw)} bytes more than its inputs announce as {BINARY_SIZE}.")
-    return DecodedRequest(request, inputs)
+    return DecodedRequest(request, inputs, end == len(body))
 
 
 def parse_request(content: object) -> InferRequest:

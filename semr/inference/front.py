@@ -7,6 +7,7 @@ answered here on plain ASGI; the rest is passed on. Limits of bodies, request id
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import secrets
 import time
@@ -40,6 +41,9 @@ _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
 # An id that a client gives goes into the log and back to it; a longer one is replaced.
 _MOST_ID_CHARACTERS = 128
+# Ids of requests that come without one: random for each process, then counted.
+_PROCESS = secrets.token_hex(4)
+_NUMBERS = itertools.count(1)
 #: Status in the log of requests whose client has gone before the answer (nginx' number for it).
 _CLIENT_GONE = 499
 
@@ -101,7 +105,7 @@ class InferenceApplication:
                 length = headers.get(_HEADER_LENGTH)
                 decoded = decode_request(body, length.decode("latin-1") if length is not None else None)
                 rows = max((len(array) for array in decoded.inputs.values() if array.ndim), default=None)
-                answer = await service.infer(loaded, decoded.inputs, decoded.request)
+                answer = await service.infer(loaded, decoded.inputs, decoded.request, are_finite=decoded.is_json)
                 parameters: dict[str, Any] = {PREDICTION_ID: answer.prediction_id}
                 try:
                     encoded = encode_response(target.model, answer.version, decoded.request, answer.outputs, parameters)
@@ -247,7 +251,7 @@ def _request_id(headers: dict[bytes, bytes]) -> str:
     given = headers.get(_REQUEST_ID, b"").decode("latin-1")
     if given and len(given) <= _MOST_ID_CHARACTERS and given.isascii() and given.isprintable():
         return given
-    return secrets.token_hex(8)
+    return f"{_PROCESS}{next(_NUMBERS):08x}"
 
 
 def _check_headers(headers: dict[bytes, bytes], most_bytes: int) -> None:

@@ -115,15 +115,15 @@ class InferInput(BaseModel):
     parameters: Parameters | None = None
     data: _Elements | None = None
 
-    def to_array(self) -> Array:
-        """The tensor of the JSON data as an array of `shape`.
+    def to_array(self, *, has_booleans: bool = True) -> Array:
+        """The tensor of the JSON data as an array of `shape`; see `from_json`.
 
         Raises:
             InvalidTensorError: unknown datatype, negative size, wrong number of elements, or elements that do not fit.
         """
         if self.data is None:
             raise InvalidTensorError(f"Input {self.name!r} has no data.")
-        return from_json(self.name, self.datatype, self.shape, self.data)
+        return from_json(self.name, self.datatype, self.shape, self.data, has_booleans=has_booleans)
 
 
 class RequestedOutput(BaseModel):

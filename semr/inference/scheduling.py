@@ -15,7 +15,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 Outputs = dict[str, Array]
 
+# Calls that take less than sharing them would save run at once (measured: 20 µs for a place in the queue).
+_AT_ONCE_SECONDS = 100e-6
 # Weight of the newest gap between two requests in their running mean.
 _NEWEST = 0.2
 # Gaps without a further request after which none is expected any more.
@@ -39,19 +41,20 @@ class PredictionTimeoutError(SemrError):
     """A request had no answer in time."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Waiting:
     loaded: LoadedModel
     inputs: dict[str, Array]
     rows: int
     future: asyncio.Future[Outputs]
-    shapes: list[tuple[str, tuple[int, ...]]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.shapes = sorted((name, array.shape[1:]) for name, array in self.inputs.items())
 
     def fits(self, other: _Waiting) -> bool:
-        return self.loaded is other.loaded and self.shapes == other.shapes
+        """Whether both can share a call: the same version, and inputs that differ in the number of rows only."""
+        return (
+            self.loaded is other.loaded
+            and self.inputs.keys() == other.inputs.keys()
+            and all(array.shape[1:] == other.inputs[name].shape[1:] for name, array in self.inputs.items())
+        )
 
 
 class Scheduler:
@@ -83,6 +86,9 @@ class Scheduler:
             ModelOutputError: see `LoadedModel.predict`.
             Exception: whatever the model's own code raises.
         """
+        expected = loaded.cost.seconds(rows)
+        if expected <= min(_AT_ONCE_SECONDS, self._inline_seconds) and loaded.concurrency == 1 and not self._running:
+            return loaded.run(inputs)
         loop = asyncio.get_running_loop()
         waiting = _Waiting(loaded, inputs, rows, loop.create_future())
         self._note_arrival()

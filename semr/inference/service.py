@@ -140,20 +140,28 @@ class InferenceService:
         """The request is answered."""
         self.in_flight -= 1
 
-    async def infer(self, loaded: LoadedModel, inputs: dict[str, Array], request: InferRequest | None = None) -> Answer:
+    async def infer(
+        self,
+        loaded: LoadedModel,
+        inputs: dict[str, Array],
+        request: InferRequest | None = None,
+        *,
+        are_finite: bool = False,
+    ) -> Answer:
         """Predict and observe.
 
         Args:
             loaded: the version, as `find` gave it.
             inputs: arrays by name.
             request: names the outputs that are wanted; all by default.
+            are_finite: whether it is known that no input is NaN or infinite.
 
         Raises:
             HttpError: 400 for inputs that do not fit, 413 for too many rows, 500 when the model fails, 504 when it is slow.
         """
         options = self.state.options
         try:
-            rows = loaded.check(inputs)
+            rows = loaded.check(inputs, are_finite=are_finite)
             wanted = _wanted(loaded, request)
             if rows > options.request_rows:
                 raise http_errors.too_many_rows(rows, options.request_rows)

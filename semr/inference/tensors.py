@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
+from array import array as plain_array
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -51,6 +52,19 @@ _JSON_TYPES: dict[str, frozenset[type]] = {
     "f": frozenset({int, float}),
     "O": frozenset({str}),
 }
+# Type codes of Python's own arrays, which take numbers of fitting kind only, and booleans.
+_CODES = {
+    "UINT8": "B",
+    "UINT16": "H",
+    "UINT32": "I",
+    "UINT64": "Q",
+    "INT8": "b",
+    "INT16": "h",
+    "INT32": "i",
+    "INT64": "q",
+    "FP32": "f",
+    "FP64": "d",
+}
 _LENGTH = struct.Struct("<I")
 
 
@@ -73,14 +87,29 @@ def datatype_name(dtype: np.dtype[Any]) -> str:
     return name
 
 
-def from_json(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -> Array:
+def from_json(name: str, datatype: str, shape: Sequence[int], data: list[Any], *, has_booleans: bool = True) -> Array:
     """The tensor `name` from a parsed JSON array, flat in row-major order or nested as `shape` says.
+
+    Args:
+        name: of the tensor.
+        datatype: its name in the protocol.
+        shape: of the tensor.
+        data: elements, or lists of them.
+        has_booleans: whether there may be any among the elements; where there are none, numbers are read faster.
 
     Raises:
         InvalidTensorError: unknown datatype, bad shape, wrong number of elements, or elements that do not fit.
     """
     dtype = _dtype(name, datatype)
     size = _size(name, shape)
+    if not has_booleans and len(data) == size and datatype in _CODES:
+        try:
+            array = np.frombuffer(plain_array(_CODES[datatype], data), dtype)
+        except (TypeError, OverflowError):
+            pass  # what exactly is wrong, or nested, the long way finds out
+        else:
+            if is_finite(array):
+                return _reshape(name, array, shape)
     types = set(map(type, data))
     if list in types:
         data = _flat(name, shape, data)
@@ -141,7 +170,11 @@ def to_bytes(array: Array) -> bytes:
 
 def is_finite(array: Array) -> bool:
     """Whether no element is NaN or infinite; true for what cannot be."""
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+    if array.dtype.kind != "f":
+        return True
+    # A sum of finite numbers may overflow, but one with NaN or infinity is never finite.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(array.sum()) or bool(np.isfinite(array).all())
 
 
 def _dtype(name: str, datatype: str) -> np.dtype[Any]:

@@ -87,7 +87,7 @@ def _open(ref: ModelVersionRef, folder: Path, options: ServerOptions) -> LoadedM
     example = read_example(metadata, folder, contract)
     declared: dict[str, Any] = metadata.metadata or {}
     backend = _backend(ref, metadata, contract, example, folder, options)
-    outputs = dict(backend.predict(dict(example)))
+    outputs = backend.predict(example)
     takes_non_finite = str(declared.get(NON_FINITE_KEY, "false")).lower() == "true"
     if not takes_non_finite and all(map(is_finite, example.values())) and not all(map(is_finite, outputs.values())):
         raise ModelLoadError("it answers its own input example with NaN or infinity.")

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from semr.errors import InvalidInputError, SemrError
 from semr.inference.protocol import TensorMetadata
-from semr.inference.tensors import Array, datatype_name, is_finite
+from semr.inference.tensors import DATATYPES, Array, datatype_name, is_finite
 from semr.registry import ModelVersionRef
 
-Predict = Callable[[dict[str, Array]], Mapping[str, Array]]
+#: Outputs by name for inputs by name, which it must not change.
+Predict = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
 class ModelLoadError(SemrError):
@@ -76,7 +77,7 @@ class LoadedModel:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """`predict` for inputs that were checked."""
-        outputs = dict(self._predict(dict(inputs)))
+        outputs = self._predict(inputs)
         if not self.takes_non_finite:
             for name, array in outputs.items():
                 if not is_finite(array):
@@ -85,8 +86,12 @@ class LoadedModel:
                     )
         return outputs
 
-    def check(self, inputs: Mapping[str, Array]) -> int:
+    def check(self, inputs: Mapping[str, Array], *, are_finite: bool = False) -> int:
         """Hold inputs against the contract; returns the number of rows, 1 for a model without a batch axis.
+
+        Args:
+            inputs: arrays by name.
+            are_finite: whether it is known that no value is NaN or infinite.
 
         Raises:
             InvalidRequestError: see `predict`.
@@ -98,7 +103,7 @@ class LoadedModel:
                 if tensor.name in self.optional:
                     continue
                 raise self._wrong_names(inputs)
-            self._check_tensor(tensor, array)
+            self._check_tensor(tensor, array, are_finite)
             if tensor.shape and tensor.shape[0] == -1:
                 if rows is not None and array.shape[0] != rows:
                     raise InvalidRequestError(
@@ -111,10 +116,11 @@ class LoadedModel:
             raise InvalidRequestError(f"Model {self.ref.name!r} needs at least one of its inputs.")
         return 1 if rows is None else rows
 
-    def _check_tensor(self, tensor: TensorMetadata, array: Array) -> None:
-        datatype = datatype_name(array.dtype)
-        if datatype != tensor.datatype:
-            raise InvalidRequestError(f"Input {tensor.name!r} must have datatype {tensor.datatype}, not {datatype}.")
+    def _check_tensor(self, tensor: TensorMetadata, array: Array, are_finite: bool) -> None:
+        if array.dtype != DATATYPES[tensor.datatype]:
+            raise InvalidRequestError(
+                f"Input {tensor.name!r} must have datatype {tensor.datatype}, not {datatype_name(array.dtype)}."
+            )
         shape = array.shape
         fits = len(shape) == len(tensor.shape) and all(
             want in (-1, have) for want, have in zip(tensor.shape, shape, strict=True)
@@ -125,7 +131,7 @@ class LoadedModel:
             )
         if array.size == 0:
             raise InvalidRequestError(f"Input {tensor.name!r} is empty: send at least one example.")
-        if not self.takes_non_finite and not is_finite(array):
+        if not are_finite and not self.takes_non_finite and not is_finite(array):
             raise InvalidRequestError(
                 f"Input {tensor.name!r} has NaN or infinity, which model {self.ref.name!r} does not declare to take."
             )

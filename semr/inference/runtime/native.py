@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +108,7 @@ def _torch(network: Any, contract: Contract, thread_count: int) -> Predict:  # n
         # Tensors share the array's memory, and torch takes none that is read-only.
         return torch.from_numpy(array if array.flags.writeable else array.copy())
 
-    def predict(arrays: dict[str, Array]) -> dict[str, Array]:
+    def predict(arrays: Mapping[str, Array]) -> dict[str, Array]:
         with torch.inference_mode():
             if single is not None:
                 result = network(tensor_of(arrays[single]))
@@ -138,7 +138,7 @@ def _sklearn(estimator: Any, metadata: Model, contract: Contract) -> Predict:  #
 def _pyfunc(model: Any, contract: Contract) -> Predict:  # noqa: ANN401
     output_names = [tensor.name for tensor in contract.outputs]
 
-    def predict(arrays: dict[str, Array]) -> dict[str, Array]:
+    def predict(arrays: Mapping[str, Array]) -> dict[str, Array]:
         if contract.is_table:
             return named(model.predict(as_table(arrays, contract)), output_names)
         readable = {name: _readable(array) for name, array in arrays.items()}

@@ -53,7 +53,7 @@ def onnx_backend(
         ModelLoadError: ONNX Runtime cannot load or run it.
     """
     predict = _session(file, contract, output_names, 1)
-    if thread_count > 1 and _seconds(predict, dict(example)) > _WORTH_THREADS_SECONDS:
+    if thread_count > 1 and _seconds(predict, example) > _WORTH_THREADS_SECONDS:
         predict = _session(file, contract, output_names, thread_count)
     return Backend("onnxruntime", predict)
 
@@ -66,7 +66,7 @@ def shipped_backend(folder: Path, contract: Contract, thread_count: int) -> Back
     """
     inputs, outputs = read_parity(folder)
     backend = onnx_backend(folder / MODEL_FILE, contract, inputs, list(outputs), thread_count)
-    check_parity(backend.predict(dict(inputs)), outputs)
+    check_parity(backend.predict(inputs), outputs)
     return backend
 
 
@@ -145,7 +145,7 @@ def _fit(array: Array) -> Array:
     return as_text(array) if array.dtype == np.dtype(object) else array
 
 
-def _seconds(predict: Predict, example: dict[str, Array]) -> float:
+def _seconds(predict: Predict, example: Mapping[str, Array]) -> float:
     times: list[float] = []
     for _ in range(_TRIES):
         started = time.perf_counter()

@@ -71,7 +71,7 @@ def export(model_folder: Path, form_folder: Path) -> None:
     example = read_example(metadata, model_folder, contract)
     model = load_model(str(model_folder))
     backend = native_backend(model, metadata, contract, thread_count=1)
-    outputs = dict(backend.predict(dict(example)))
+    outputs = backend.predict(example)
     form_folder.mkdir(parents=True, exist_ok=True)
     file = form_folder / MODEL_FILE
     kind = converter(metadata, contract)
