@@ -82,12 +82,15 @@ class InferenceApplication:
         started = time.perf_counter()
         headers = dict(scope["headers"])
         request_id = _request_id(headers)
-        target = _target(scope) if scope["method"] == "POST" else None
+        target = _target(scope)
         if target is None:
             await self._pass_on(scope, receive, send, headers, request_id, started)
             return
         try:
-            reply = await self._infer(target, headers, receive, started)
+            if scope["method"] == "POST":
+                reply = await self._infer(target, headers, receive, started)
+            else:
+                reply = _error(http_errors.not_post(scope["path"], scope["method"]))
         except _ClientGoneError:
             self._log(scope, _CLIENT_GONE, started, request_id)
             return

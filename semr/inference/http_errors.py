@@ -48,3 +48,8 @@ def encoded_body(encoding: str) -> HttpError:
 def timed_out(seconds: float) -> HttpError:
     """504: the model did not answer in time."""
     return HttpError(504, f"The model has not answered within {seconds:g} s.")
+
+
+def not_post(path: str, method: str) -> HttpError:
+    """405: a path that takes POST only."""
+    return HttpError(405, f"{path} does not take {method}.", {"Allow": "POST"})

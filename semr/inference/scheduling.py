@@ -87,7 +87,7 @@ class Scheduler:
             Exception: whatever the model's own code raises.
         """
         expected = loaded.cost.seconds(rows)
-        if expected <= min(_AT_ONCE_SECONDS, self._inline_seconds) and loaded.concurrency == 1 and not self._running:
+        if expected <= min(_AT_ONCE_SECONDS, self._inline_seconds) and loaded.is_steady and not self._running:
             return loaded.run(inputs)
         loop = asyncio.get_running_loop()
         waiting = _Waiting(loaded, inputs, rows, loop.create_future())
@@ -115,10 +115,13 @@ class Scheduler:
             return
         wait = 0.0
         loaded = newest.loaded
-        if loaded.is_batchable and loaded.cost.call > self._inline_seconds and self._gap < self._wait_seconds:
+        if loaded.is_batchable and not self._is_inline(loaded) and self._gap < self._wait_seconds:
             wait = min(self._wait_seconds, _PATIENCE_GAPS * self._gap)
         # Even without a wait, requests that the loop has read by now come first, and share the call.
         self._flush = loop.call_later(wait, self._run_queue) if wait else loop.call_soon(self._run_queue)
+
+    def _is_inline(self, loaded: LoadedModel) -> bool:
+        return loaded.is_steady and loaded.cost.call <= self._inline_seconds
 
     @staticmethod
     def _expire(waiting: _Waiting) -> None:
@@ -132,7 +135,7 @@ class Scheduler:
         while (batch := self._take()) is not None:
             loaded = batch[0].loaded
             expected = loaded.cost.seconds(sum(each.rows for each in batch))
-            if expected <= self._inline_seconds and loaded.concurrency == 1:
+            if expected <= self._inline_seconds and loaded.is_steady:
                 _deliver(batch, _call(batch))
                 if self._queue and time.monotonic() - began > self._inline_seconds:
                     # Let the loop read, answer and keep time in between.

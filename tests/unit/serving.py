@@ -58,7 +58,12 @@ def server(folder: Path, *arguments: str, environment: dict[str, str] | None = N
     command = [sys.executable, "-m", "semr.inference", "--port", "0", *arguments]
     with output.open("wb") as out, errors.open("wb") as err:
         process = subprocess.Popen(
-            command, stdout=out, stderr=err, cwd=folder, env={**inherited, **(environment or {})}, start_new_session=True
+            command,
+            stdout=out,
+            stderr=err,
+            cwd=folder,
+            env={**inherited, **(environment or {})},
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + START_SECONDS

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, path by path: what its text promises for good requests, and a named refusal for every bad one."""
+"""The Open Inference Protocol, path by path: what its text promises to good requests, and a named refusal of bad ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from semr.registry import ModelVersionRef
 
 def two_inputs(inputs: dict[str, Array]) -> dict[str, Array]:
     names = np.empty(len(inputs["a"]), object)
-    names[:] = [name.upper() for name in inputs["name"]]
+    names[:] = [name.decode().upper().encode() for name in inputs["name"]]
     return {"sum": inputs["a"].sum(axis=1), "name": names}
 
 

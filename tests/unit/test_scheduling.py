@@ -20,7 +20,9 @@ from semr.registry import ModelVersionRef
 class Doubler:
     """A model that remembers the rows of its calls."""
 
-    def __init__(self, version: str = "1", seconds: float = 0.02, *, is_batchable: bool = True) -> None:
+    def __init__(
+        self, version: str = "1", seconds: float = 0.02, *, is_batchable: bool = True, is_steady: bool = False
+    ) -> None:
         self.calls: list[int] = []
         self.seconds = seconds
         self.released = threading.Event()
@@ -31,6 +33,7 @@ class Doubler:
             outputs=(TensorMetadata(name="y", datatype="FP32", shape=[-1, -1]),),
             _predict=self._predict,
             is_batchable=is_batchable,
+            is_steady=is_steady,
             cost=Cost(seconds, seconds / 10),
         )
 
@@ -63,7 +66,7 @@ def ask_all(
 @pytest.mark.parametrize("seconds", [0.0005, 0.02])
 def test_requests_at_the_same_time_share_calls_and_get_their_own_rows(seconds: float) -> None:
     """Short calls run in the loop's thread, long ones in another."""
-    doubler = Doubler(seconds=seconds)
+    doubler = Doubler(seconds=seconds, is_steady=True)
     answers = ask_all(doubler, list(range(10)))
     assert [answer["y"].tolist() for answer in answers] == [[[2.0 * value]] for value in range(10)]
     assert sum(doubler.calls) == 10

@@ -106,6 +106,7 @@ def _open(ref: ModelVersionRef, folder: Path, options: ServerOptions) -> LoadedM
         optional=contract.optional,
         is_batchable=is_batchable,
         takes_non_finite=takes_non_finite,
+        is_steady=backend.is_steady and all(-1 not in tensor.shape[1:] for tensor in contract.inputs),
         concurrency=_concurrency(declared),
         cost=probe.measure(backend.predict, contract, example, is_batchable),
     )

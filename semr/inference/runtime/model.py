@@ -50,6 +50,8 @@ class LoadedModel:
         optional: names of inputs that may be missing.
         is_batchable: whether rows of several requests may go into one call: each row's answer does not depend on the others.
         takes_non_finite: whether NaN and infinity are input like any other, as for models with missing values.
+        is_steady: whether a call's time depends on the number of its rows alone, as that of a graph of fixed shapes does and
+            that of Python code need not; only then may it run in the event loop's thread.
         concurrency: calls that may run at once.
         cost: what a call takes.
     """
@@ -62,6 +64,7 @@ class LoadedModel:
     optional: frozenset[str] = frozenset()
     is_batchable: bool = False
     takes_non_finite: bool = False
+    is_steady: bool = False
     concurrency: int = 1
     cost: Cost = Cost()
 

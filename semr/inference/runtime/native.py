@@ -19,10 +19,11 @@ from semr.inference.tensors import DATATYPES, Array
 
 @dataclass(frozen=True)
 class Backend:
-    """How a model computes: the name of what does, and the call."""
+    """How a model computes: the name of what does, the call, and whether its time depends on the input's shape alone."""
 
     platform: str
     predict: Predict
+    is_steady: bool = True
 
 
 def native_backend(model: Any, metadata: Model, contract: Contract, thread_count: int) -> Backend:  # noqa: ANN401
@@ -42,7 +43,7 @@ def native_backend(model: Any, metadata: Model, contract: Contract, thread_count
     threads.limit_numeric_libraries(thread_count)
     if "sklearn" in flavors:
         return Backend("sklearn", _sklearn(model.get_raw_model(), metadata, contract))
-    return Backend("pyfunc", _pyfunc(model, contract))
+    return Backend("pyfunc", _pyfunc(model, contract), is_steady=False)
 
 
 def is_keras(metadata: Model) -> bool:

@@ -16,7 +16,7 @@ NOT_A_NUMBER = 3000.0
 class Steps(mlflow.pyfunc.PythonModel):
     """Takes {"x": (rows, 2) float32}."""
 
-    def predict(self, context, model_input, params=None):  # noqa: ANN001, ANN201, ARG002
+    def predict(self, context, model_input, params=None):  # noqa: ANN001, ANN201
         x = model_input["x"]
         first = x[:, 0]
         if (first == FAIL).any():
