@@ -11,6 +11,8 @@ import orjson
 
 from semr.inference.runtime import onnx, onnx_export
 
+NAMES = ("cnn", "lstm")
+
 
 @dataclass(frozen=True)
 class BenchModel:

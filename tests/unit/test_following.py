@@ -13,8 +13,9 @@ from pathlib import Path
 import httpx
 import mlflow
 import numpy as np
+import psutil
 import pytest
-from conftest import free_ports, stop_with_children
+from conftest import free_ports
 from mlflow.models import infer_signature
 from serving import server
 
@@ -57,7 +58,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while True:
             try:
                 if httpx.get(f"{url}/health").status_code == 200:
@@ -68,7 +69,13 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
             time.sleep(0.3)
         yield Settings(mlflow_uri=url)
     finally:
-        stop_with_children(process.pid)
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for each in family:
+            each.terminate()
+        _, alive = psutil.wait_procs(family, timeout=20)
+        for each in alive:
+            each.kill()
+        process.wait()
 
 
 def register(settings: Settings, folder: Path, value: str) -> ModelVersionRef:
@@ -164,3 +171,35 @@ def test_an_alias_is_followed_under_load_and_a_broken_version_changes_nothing(
         while httpx.get(f"{model_url}/versions/{broken.version}/ready").status_code != 404:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_the_onnx_form_that_a_training_ships_is_served_without_the_framework(
+    settings: Settings, tmp_path: Path
+) -> None:
+    pytest.importorskip("tf2onnx")
+    pytest.importorskip("tensorflow")
+    import keras
+
+    from semr.inference.runtime import onnx_export
+
+    tracking.connect(settings)
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dropout(0.9), keras.layers.Dense(1)])
+    rows = np.random.default_rng(0).random((20, 2)).astype(np.float32)
+    expected = np.asarray(network(rows, training=False))
+    signature = infer_signature(rows, expected)
+    with mlflow.start_run() as run:
+        info = mlflow.tensorflow.log_model(
+            network, name="model", signature=signature, input_example=rows, pip_requirements=["keras"]
+        )
+    onnx_export.ship_keras(network, signature, rows, info.model_id)
+    Registry(settings).register(run.info.run_id, "shipped")
+    environment = {"SEMR_MLFLOW_URI": str(settings.mlflow_uri)}
+    with server(tmp_path, "--model", "models:/shipped/1", environment=environment) as started:
+        started.wait_until_ready()
+        with InferenceClient(started.url, "shipped") as client:
+            assert client.metadata().platform == "onnxruntime"
+            (found,) = client.infer({"input-0": rows}).outputs.values()
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        libraries = Path(f"/proc/{started.process.pid}/maps")
+        if libraries.is_file():
+            assert "tensorflow" not in libraries.read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mlflow.models import Model
+from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 from semr.inference.protocol import TensorMetadata
@@ -77,9 +77,18 @@ def read_contract(model: Model, folder: Path) -> Contract:
         ModelLoadError: there is neither, or the signature has types that the protocol cannot carry.
     """
     signature = model.signature
-    schema: Schema | None = signature.inputs if signature is not None else None
-    if schema is None or not schema.inputs:
+    if signature is None or signature.inputs is None or not signature.inputs.inputs:
         return _contract_of_example(model, folder)
+    return contract_of(signature)
+
+
+def contract_of(signature: ModelSignature) -> Contract:
+    """The contract of a signature that has inputs.
+
+    Raises:
+        ModelLoadError: it has types that the protocol cannot carry.
+    """
+    schema: Schema = signature.inputs
     outputs = _outputs(signature.outputs)
     if schema.is_tensor_spec():
         tensors = tuple(_tensor(spec, f"input-{index}") for index, spec in enumerate(schema.inputs))

@@ -1,7 +1,8 @@
 """Write the ONNX form of a model that is saved in a folder: `python -m semr.inference.runtime.onnx_export MODEL FORM`.
 
 A server runs this as a process of its own, so that the framework's memory goes with it, and a converter that crashes or
-hangs does no harm. A training job calls `export_keras` with the model at hand and ships the form with it.
+hangs does no harm. A training job has the model at hand, and ships the form with it (`ship_keras`): then no server needs
+converter or framework.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mlflow.models import Model
+from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc import load_model
+from mlflow.tracking import MlflowClient
 
-from semr.inference.runtime.contract import Contract, read_contract, read_example
+from semr.inference.runtime.contract import EXAMPLE_ROWS, Contract, contract_of, read_contract, read_example
 from semr.inference.runtime.model import ModelLoadError
 from semr.inference.runtime.native import is_keras, native_backend
-from semr.inference.runtime.onnx import MODEL_FILE, write_parity
+from semr.inference.runtime.onnx import FOLDER, MODEL_FILE, shipped_backend, write_parity
+from semr.inference.runtime.results import named
 from semr.inference.tensors import DATATYPES, Array
 
 #: Loading a framework takes up to a minute on a busy machine.
@@ -29,7 +33,11 @@ TIMEOUT_SECONDS = 300.0
 # Of ONNX's operators: the newest that the converters and ONNX Runtime 1.14 and later agree on.
 _OPSET = 17
 
-_CONVERTERS = {"keras": ("tf2onnx", "tensorflow"), "sklearn": ("skl2onnx",), "pytorch": ("onnxscript", "torch")}
+_CONVERTERS: dict[str, tuple[str, ...]] = {
+    "keras": ("tf2onnx", "tensorflow"),
+    "sklearn": ("skl2onnx",),
+    "pytorch": ("onnxscript", "torch"),
+}
 
 
 def converter(metadata: Model, contract: Contract) -> str | None:
@@ -38,7 +46,12 @@ def converter(metadata: Model, contract: Contract) -> str | None:
         return None
     kinds = [kind for kind in ("sklearn", "pytorch") if kind in metadata.flavors]
     kind = "keras" if is_keras(metadata) else next(iter(kinds), None)
-    return kind if kind and all(find_spec(module) for module in _CONVERTERS[kind]) else None
+    return kind if kind and can_convert(kind) else None
+
+
+def can_convert(kind: str) -> bool:
+    """Whether what converts models of `kind`, as `keras`, is installed (`pip install semr[onnx]`)."""
+    return all(find_spec(module) for module in (*_CONVERTERS[kind], "onnxruntime"))
 
 
 def export_in_process(model_folder: Path, form_folder: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
@@ -84,6 +97,34 @@ def export(model_folder: Path, form_folder: Path) -> None:
     else:
         raise ModelLoadError("there is no converter for it.")
     write_parity(form_folder, example, outputs)
+
+
+def ship_keras(network: Any, signature: ModelSignature, example: Array, model_id: str) -> None:  # noqa: ANN401
+    """Put the ONNX form of a Keras model beside the model that MLflow has logged as `model_id`.
+
+    Args:
+        network: the model.
+        signature: what it was logged with.
+        example: rows of its only input, on which a server will prove the form.
+        model_id: as MLflow's `log_model` returned it.
+
+    Raises:
+        ModelLoadError: it cannot be converted, or the form computes something else.
+    """
+    contract = contract_of(signature)
+    inputs = {contract.inputs[0].name: example[:EXAMPLE_ROWS]}
+    names = [tensor.name for tensor in contract.outputs]
+    outputs = named(network(inputs[contract.inputs[0].name], training=False), names)
+    with tempfile.TemporaryDirectory(prefix="semr-onnx-") as name:
+        form = Path(name)
+        try:
+            _convert_keras(network, contract, form / MODEL_FILE)
+        except Exception as error:
+            # Converters raise what they like for layers that they do not know.
+            raise ModelLoadError(f"it cannot be converted to ONNX: {' '.join(str(error).split())[:300]}") from error
+        write_parity(form, inputs, outputs)
+        shipped_backend(form, contract, thread_count=1)
+        MlflowClient().log_model_artifacts(model_id, name, FOLDER)
 
 
 def _convert_keras(network: Any, contract: Contract, file: Path) -> None:  # noqa: ANN401
