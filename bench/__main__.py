@@ -1,4 +1,4 @@
-"""`python -m bench [stack|jobs|mnist ...]`: run benchmarks on a stack of their own and print medians and spread."""
+"""`python -m bench [stack|jobs|mnist|serving ...]`: run benchmarks on a stack of their own and print medians and spread."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from rich.console import Console
 
 from bench import cold_start, job_latency, workflow_steps
 from bench.measure import show
+from bench.serving.comparison import compare
+from bench.serving.models import NAMES
 from semr.errors import SemrError
 from semr.settings import ENV_FILE_NAME, ENV_FILE_VARIABLE, get_settings
 from semr.stack import control
 
-BENCHMARKS = ("stack", "jobs", "mnist")
+BENCHMARKS = ("stack", "jobs", "mnist", "serving")
 
 
 def main() -> int:
@@ -43,6 +45,8 @@ def main() -> int:
                     show("Ray jobs", job_latency.measure(max(options.runs, 5)), console)
                 if "mnist" in names:
                     show("MNIST workflow", workflow_steps.measure(options.runs), console)
+        if "serving" in names:
+            compare(NAMES, clients=(1, 8, 32), rounds=options.runs, seconds=4.0, console=console)
     except SemrError as error:
         print(f"bench: {error}", file=sys.stderr)
         return error.exit_code

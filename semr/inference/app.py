@@ -1,14 +1,15 @@
 """The HTTP application: Open Inference Protocol V2 for the one model of a holder, feedback on its answers, and `/metrics`.
 
 It knows nothing of its host: Ray Serve and the standalone server give it a holder and a renderer of metrics.
+
+A module named in `ServerOptions.extensions` adds paths of its own: its function `add_routes(app, service)` gets the FastAPI
+application and the `InferenceService`, by which it finds the model and infers.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -16,79 +17,93 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
 
 from semr import __version__
-from semr.errors import InvalidInputError
+from semr.errors import InvalidInputError, SettingsError
+from semr.inference import openapi
+from semr.inference.access_log import AccessLog
+from semr.inference.front import InferenceApplication
 from semr.inference.holder import ModelHolder
-from semr.inference.metrics import PrometheusSink
+from semr.inference.http_errors import HttpError
 from semr.inference.protocol import (
-    PREDICTION_ID,
-    Array,
     ErrorResponse,
-    InferRequest,
-    InferResponse,
+    ModelList,
     ModelMetadata,
+    ModelReady,
+    RepositoryEntry,
+    RepositoryIndexRequest,
+    ServerLive,
     ServerMetadata,
-    infer_output,
+    ServerReady,
 )
-from semr.inference.runtime import LoadedModel
-from semr.monitoring.classification import classify
+from semr.inference.service import InferenceService, ServerState
 from semr.monitoring.feedback import FeedbackRequest, FeedbackResponse
-from semr.monitoring.observer import new_prediction_id
 
-logger = logging.getLogger(__name__)
+__all__ = ["ServerState", "create_app"]
 
-
-@dataclass(frozen=True)
-class ServerState:
-    """What the application serves: the holder of the model and the numbers for `/metrics`."""
-
-    holder: ModelHolder
-    prometheus: PrometheusSink
+_EXTENSIONS = ["binary_tensor_data", "model_repository"]
+_Responses = dict[int | str, dict[str, Any]]
 
 
-class _HttpError(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
+def create_app(
+    state: Callable[[], ServerState], *, extensions: Sequence[str] = (), access_log: AccessLog | None = None
+) -> InferenceApplication:
+    """The application; `state` is called for each request, so that a host can make it after the application.
+
+    Raises:
+        SettingsError: an extension cannot be imported or has no `add_routes`.
+    """
+    service = InferenceService(state)
+    rest = FastAPI(title="SEMR inference server", version=__version__, redirect_slashes=False)
+    _add_error_handlers(rest)
+    _add_health(rest, service)
+    _add_model(rest, service)
+    _add_repository(rest, service)
+    _add_feedback(rest, service)
+    for name in extensions:
+        _extend(rest, service, name)
+    openapi.describe_inference(rest, service)
+    return InferenceApplication(service, rest, access_log)
 
 
-def create_app(state: Callable[[], ServerState]) -> FastAPI:
-    """The application; `state` is called for each request, so that a host can make it after the application."""
-    errors: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in (400, 404, 500, 503)}
-    app = FastAPI(title="SEMR inference server", version=__version__, responses=errors)
-    _add_error_handlers(app)
-    _add_health(app, state)
-    _add_model(app, state)
-    _add_feedback(app, state)
-    return app
+def _errors(*statuses: int) -> _Responses:
+    return {status: {"model": ErrorResponse} for status in statuses}
 
 
-def _add_health(app: FastAPI, state: Callable[[], ServerState]) -> None:
+def _add_health(app: FastAPI, service: InferenceService) -> None:
     @app.get("/v2")
     async def server_metadata() -> ServerMetadata:
-        return ServerMetadata(name="semr", version=__version__, extensions=[])
+        return ServerMetadata(name="semr", version=__version__, extensions=_EXTENSIONS)
 
-    @app.get("/v2/health/live")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
+    @app.get("/v2/health/live", responses=_errors(503))
+    async def live() -> ServerLive:
+        service.check_alive()
+        return ServerLive()
 
-    @app.get("/v2/health/ready")
-    async def ready() -> dict[str, bool]:
-        _current(state().holder)
-        return {"ready": True}
+    @app.get("/v2/health/ready", responses=_errors(503))
+    async def ready() -> ServerReady:
+        service.current()
+        service.check_answering()
+        return ServerReady()
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        return Response(state().prometheus.render(), media_type=CONTENT_TYPE_LATEST)
+        state = service.state
+        # In a thread: with several processes this asks the others.
+        text = await run_in_threadpool(state.prometheus.render if state.render is None else state.render)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_model(app: FastAPI, state: Callable[[], ServerState]) -> None:
-    @app.get("/v2/models/{model}")
-    @app.get("/v2/models/{model}/versions/{version}")
+def _add_model(app: FastAPI, service: InferenceService) -> None:
+    @app.get("/v2/models")
+    async def models() -> ModelList:
+        return ModelList(models=[service.state.holder.name])
+
+    @app.get("/v2/models/{model}", responses=_errors(404, 503))
+    @app.get("/v2/models/{model}/versions/{version}", responses=_errors(404, 503))
     async def model_metadata(model: str, version: str | None = None) -> ModelMetadata:
-        loaded = _find(state().holder, model, version)
+        loaded = service.find(model, version)
         return ModelMetadata(
             name=loaded.ref.name,
             versions=[loaded.ref.version],
@@ -97,59 +112,62 @@ def _add_model(app: FastAPI, state: Callable[[], ServerState]) -> None:
             outputs=list(loaded.outputs),
         )
 
-    @app.get("/v2/models/{model}/ready")
-    @app.get("/v2/models/{model}/versions/{version}/ready")
-    async def model_ready(model: str, version: str | None = None) -> dict[str, bool | str]:
-        loaded = _find(state().holder, model, version)
-        return {"name": loaded.ref.name, "version": loaded.ref.version, "ready": True}
-
-    @app.post("/v2/models/{model}/infer")
-    @app.post("/v2/models/{model}/versions/{version}/infer")
-    async def infer(request: InferRequest, model: str, version: str | None = None) -> InferResponse:
-        started = time.perf_counter()
-        holder = state().holder
-        loaded = _find(holder, model, version)
-        status, batch_size = 500, None
-        try:
-            inputs = {tensor.name: tensor.to_array() for tensor in request.inputs}
-            batch_size = max((array.shape[0] for array in inputs.values() if array.ndim), default=None)
-            outputs = await run_in_threadpool(loaded.predict, inputs)
-            response = _response(loaded, request, outputs)
-            said = classify(outputs)
-            token = new_prediction_id(loaded.ref.name, loaded.ref.version, said)
-            response.parameters = {PREDICTION_ID: token}
-            status = 200
-        except InvalidInputError as error:
-            status = 400
-            raise _HttpError(status, str(error)) from error
-        except Exception as error:
-            # Anything that the model's own code raises: the log has the trace, the client a sentence.
-            logger.exception("model %s failed on a request", loaded.ref.uri)
-            raise _HttpError(status, f"Model {model!r} version {loaded.ref.version} failed on this request.") from error
-        finally:
-            seconds = time.perf_counter() - started
-            holder.metrics.answered(loaded.ref.name, loaded.ref.version, status, seconds, batch_size)
-        only_input = next(iter(inputs.values())) if len(inputs) == 1 else None
-        holder.observer.observe(loaded.ref.version, token, only_input, said)
-        return response
+    @app.get("/v2/models/{model}/ready", responses=_errors(404, 503))
+    @app.get("/v2/models/{model}/versions/{version}/ready", responses=_errors(404, 503))
+    async def model_ready(model: str, version: str | None = None) -> ModelReady:
+        loaded = service.find(model, version)
+        service.check_answering()
+        return ModelReady(name=loaded.ref.name, version=loaded.ref.version)
 
 
-def _add_feedback(app: FastAPI, state: Callable[[], ServerState]) -> None:
-    @app.post("/v2/models/{model}/feedback")
+def _add_repository(app: FastAPI, service: InferenceService) -> None:
+    @app.post("/v2/repository/index", responses=_errors(400, 408, 413, 415))
+    async def repository_index(request: RepositoryIndexRequest | None = None) -> list[RepositoryEntry]:
+        entries = _entries(service.state.holder)
+        return [each for each in entries if each.state == "READY"] if request and request.ready else entries
+
+
+def _entries(holder: ModelHolder) -> list[RepositoryEntry]:
+    entries: list[RepositoryEntry] = []
+    if holder.current is not None:
+        entries.append(RepositoryEntry(name=holder.name, version=holder.current.ref.version, state="READY"))
+    entries += [
+        RepositoryEntry(name=holder.name, version=version, state="UNAVAILABLE", reason=reason)
+        for version, reason in holder.problems.items()
+    ]
+    return entries or [RepositoryEntry(name=holder.name, version="", state="LOADING")]
+
+
+def _add_feedback(app: FastAPI, service: InferenceService) -> None:
+    @app.post("/v2/models/{model}/feedback", responses=_errors(400, 404, 408, 413, 415))
     async def feedback(request: FeedbackRequest, model: str) -> FeedbackResponse:
-        holder = state().holder
-        _check_name(holder, model)
-        return _judge(holder, request)
+        return _judge(service.check_name(model), request)
 
-    @app.post("/feedback")
+    @app.post("/feedback", responses=_errors(400, 408, 413, 415))
     async def feedback_of_the_only_model(request: FeedbackRequest) -> FeedbackResponse:
-        return _judge(state().holder, request)
+        return _judge(service.state.holder, request)
+
+
+def _judge(holder: ModelHolder, request: FeedbackRequest) -> FeedbackResponse:
+    try:
+        return holder.observer.feedback(request)
+    except InvalidInputError as error:
+        raise HttpError(400, str(error)) from error
+
+
+def _extend(app: FastAPI, service: InferenceService, name: str) -> None:
+    try:
+        import_module(name).add_routes(app, service)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(
+            f"The extension {name!r} cannot be used: {error}. It has to be a module with `add_routes(app, service)`."
+        ) from error
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    @app.exception_handler(_HttpError)
-    async def on_error(_: Request, error: _HttpError) -> JSONResponse:
-        return JSONResponse({"error": error.message}, status_code=error.status)
+    @app.exception_handler(HttpError)
+    async def on_error(_: Request, error: HttpError) -> JSONResponse:
+        return JSONResponse({"error": error.message}, status_code=error.status, headers=error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid_body(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -157,45 +175,15 @@ def _add_error_handlers(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"])
         return JSONResponse({"error": f"The request cannot be read: {where}: {first['msg']}."}, status_code=400)
 
+    @app.exception_handler(HTTPException)
+    async def on_framework_error(request: Request, error: HTTPException) -> JSONResponse:
+        sentence = {
+            404: f"There is nothing at {request.url.path}: see /docs for what there is.",
+            405: f"{request.url.path} does not take {request.method}.",
+        }.get(error.status_code, str(error.detail))
+        return JSONResponse({"error": sentence}, status_code=error.status_code, headers=dict(error.headers or {}))
 
-def _current(holder: ModelHolder) -> LoadedModel:
-    loaded = holder.current
-    if loaded is None:
-        reason = next(iter(holder.problems.values()), "it is still loading")
-        raise _HttpError(503, f"Model {holder.name!r} is not ready: {reason}.")
-    return loaded
-
-
-def _check_name(holder: ModelHolder, model: str) -> None:
-    if model != holder.name:
-        raise _HttpError(404, f"There is no model {model!r} here; this server has {holder.name!r}.")
-
-
-def _judge(holder: ModelHolder, request: FeedbackRequest) -> FeedbackResponse:
-    try:
-        return holder.observer.feedback(request)
-    except InvalidInputError as error:
-        raise _HttpError(400, str(error)) from error
-
-
-def _find(holder: ModelHolder, model: str, version: str | None) -> LoadedModel:
-    _check_name(holder, model)
-    if version is not None and version in holder.problems:
-        raise _HttpError(503, f"Model {model!r} version {version} is not ready: {holder.problems[version]}")
-    loaded = _current(holder)
-    if version is not None and version != loaded.ref.version:
-        raise _HttpError(404, f"Model {model!r} is served in version {loaded.ref.version}, not {version}.")
-    return loaded
-
-
-def _response(loaded: LoadedModel, request: InferRequest, outputs: dict[str, Array]) -> InferResponse:
-    wanted = [output.name for output in request.outputs] if request.outputs else list(outputs)
-    unknown = sorted(set(wanted) - set(outputs))
-    if unknown:
-        raise InvalidInputError(f"Model {loaded.ref.name!r} has no output {unknown[0]!r}; it has {sorted(outputs)}.")
-    return InferResponse(
-        model_name=loaded.ref.name,
-        model_version=loaded.ref.version,
-        id=request.id,
-        outputs=[infer_output(name, outputs[name]) for name in wanted],
-    )
+    @app.exception_handler(Exception)
+    async def on_bug(_: Request, __: Exception) -> JSONResponse:
+        # Starlette logs the exception with its trace after this answer.
+        return JSONResponse({"error": "The server failed on this request; its log has the reason."}, status_code=500)

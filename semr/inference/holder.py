@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
 
 from semr.errors import SemrError
@@ -25,9 +26,13 @@ class ModelHolder:
     metrics: ServerMetrics
     current: LoadedModel | None = None
     watched_by: InitVar[Observer | None] = None
+    #: Loads a version; from the registry by default.
+    loader: Callable[[str], LoadedModel] | None = None
     observer: Observer = field(init=False, repr=False)
     #: Reason by version of the last switch that failed; empty once a switch has succeeded.
     problems: dict[str, str] = field(default_factory=dict)
+    #: The error of the last switch, None when it succeeded.
+    failure: SemrError | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def __post_init__(self, watched_by: Observer | None) -> None:
@@ -41,14 +46,14 @@ class ModelHolder:
         """
         with self._lock:
             try:
-                loaded = load(self.name, version_or_alias)
+                loaded = self.loader(version_or_alias) if self.loader else load(self.name, version_or_alias)
             except SemrError as error:
                 logger.error("model %s version %s not switched to: %s", self.name, version_or_alias, error)
-                self.problems = {version_or_alias: str(error)}
+                self.problems, self.failure = {version_or_alias: str(error)}, error
                 self.metrics.load_failed(self.name, version_or_alias)
                 return False
             self.observer.watch(loaded.ref)
             before = self.current.ref.version if self.current else None
-            self.current, self.problems = loaded, {}
+            self.current, self.problems, self.failure = loaded, {}, None
             self.metrics.switched(self.name, loaded.ref.version, before)
             return True

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
 
 from semr.inference.instruments import (
     BATCH_SIZE,
@@ -45,45 +50,80 @@ class Sink(Protocol):
 
 
 class PrometheusSink:
-    """A registry of its own, rendered by `render`."""
+    """Numbers of this process, rendered by `render`.
+
+    They are kept in plain dictionaries and become `prometheus_client`'s metrics when they are asked for: its own counters
+    take a few microseconds for each of a request's numbers.
+    """
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        self._made = {each: self._make(each) for each in INSTRUMENTS}
-        self._gauges: set[Series] = set()
+        self._values: dict[Instrument, dict[tuple[str, ...], float]] = {each: {} for each in INSTRUMENTS}
+        self._histograms: dict[Instrument, dict[tuple[str, ...], _Counts]] = {each: {} for each in INSTRUMENTS}
         self._lock = threading.Lock()
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
 
     def record(self, instrument: Instrument, value: float, labels: Labels) -> None:
         """See `Sink`."""
-        child = self._made[instrument].labels(**labels)
-        if isinstance(child, Counter):
-            child.inc(value)
-        elif isinstance(child, Gauge):
-            with self._lock:
-                self._gauges.add(_series(instrument, labels))
-            child.set(value)
-        else:
-            child.observe(value)
+        key = tuple([labels[name] for name in instrument.labels])
+        with self._lock:
+            if instrument.kind == "histogram":
+                counts = self._histograms[instrument].get(key)
+                if counts is None:
+                    counts = self._histograms[instrument][key] = _Counts([0] * (len(instrument.buckets) + 1))
+                counts.buckets[bisect_left(instrument.buckets, value)] += 1
+                counts.sum += value
+            elif instrument.kind == "counter":
+                values = self._values[instrument]
+                values[key] = values.get(key, 0.0) + value
+            else:
+                self._values[instrument][key] = value
 
     def forget(self, labels: Labels) -> None:
         """See `Sink`."""
         with self._lock:
-            gone = [series for series in self._gauges if set(labels.items()) <= set(series[1])]
-            self._gauges.difference_update(gone)
-        for instrument, pairs in gone:
-            self._made[instrument].remove(*(dict(pairs)[name] for name in instrument.labels))
+            for instrument, values in self._values.items():
+                if instrument.kind == "gauge" and set(labels) <= set(instrument.labels):
+                    for key in [each for each in values if _has(instrument, each, labels)]:
+                        del values[key]
 
     def render(self) -> bytes:
         """All numbers in Prometheus' text format."""
         return bytes(generate_latest(self._registry))
 
-    def _make(self, instrument: Instrument) -> Any:  # noqa: ANN401 - prometheus_client's metric types
-        common: dict[str, Any] = {"labelnames": instrument.labels, "registry": self._registry}
-        if instrument.kind == "counter":
-            return Counter(instrument.name, instrument.help, **common)
-        if instrument.kind == "gauge":
-            return Gauge(instrument.name, instrument.help, **common)
-        return Histogram(instrument.name, instrument.help, buckets=instrument.buckets, **common)
+    def collect(self) -> Iterator[Metric]:
+        """For `prometheus_client`: the numbers as its metrics."""
+        with self._lock:
+            values = {each: dict(found) for each, found in self._values.items()}
+            histograms = {
+                each: {key: (list(counts.buckets), counts.sum) for key, counts in found.items()}
+                for each, found in self._histograms.items()
+            }
+        for instrument in INSTRUMENTS:
+            common: dict[str, Any] = {"labels": instrument.labels}
+            if instrument.kind == "histogram":
+                family = HistogramMetricFamily(instrument.name, instrument.help, **common)
+                bounds = [*(floatToGoString(bound) for bound in instrument.buckets), "+Inf"]
+                for key, (counts, total) in histograms[instrument].items():
+                    family.add_metric(key, list(zip(bounds, accumulate(counts), strict=True)), sum_value=total)
+            else:
+                kind = CounterMetricFamily if instrument.kind == "counter" else GaugeMetricFamily
+                family = kind(instrument.name, instrument.help, **common)
+                for key, value in values[instrument].items():
+                    family.add_metric(key, value)
+            yield family
+
+
+@dataclass
+class _Counts:
+    """Values of a histogram in each of its buckets, the last one being what exceeds all bounds, and their sum."""
+
+    buckets: list[int]
+    sum: float = 0.0
+
+
+def _has(instrument: Instrument, key: tuple[str, ...], labels: Labels) -> bool:
+    return all(key[instrument.labels.index(name)] == value for name, value in labels.items())
 
 
 class RaySink:

@@ -1,44 +1,38 @@
-"""Types of the Open Inference Protocol V2 (https://github.com/kserve/open-inference-protocol), JSON tensors.
+"""Types of the Open Inference Protocol V2 (https://github.com/kserve/open-inference-protocol) with its JSON tensors.
 
-This module knows tensors and nothing of models; `runtime` and `app` use it on the server, `client` on the other side.
+This module knows tensors and nothing of models; the server parses requests with `codec`, `client` is the other side.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from semr.errors import InvalidInputError
+from semr.inference.tensors import DATATYPES, Array, InvalidTensorError, datatype_name, from_json, to_json
 
-Array = npt.NDArray[Any]
+__all__ = ["DATATYPES", "Array", "InvalidTensorError", "datatype_name"]
 
-#: The protocol's names of numeric datatypes and NumPy's.
-DATATYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    "UINT8": np.dtype(np.uint8),
-    "UINT16": np.dtype(np.uint16),
-    "UINT32": np.dtype(np.uint32),
-    "UINT64": np.dtype(np.uint64),
-    "INT8": np.dtype(np.int8),
-    "INT16": np.dtype(np.int16),
-    "INT32": np.dtype(np.int32),
-    "INT64": np.dtype(np.int64),
-    "FP16": np.dtype(np.float16),
-    "FP32": np.dtype(np.float32),
-    "FP64": np.dtype(np.float64),
-}
 #: Parameter of an answer, to be sent back with feedback.
 PREDICTION_ID = "prediction_id"
+#: Parameters of the binary tensor extension: size of a tensor's bytes; whether an output, or all of them, are wanted so.
+BINARY_SIZE = "binary_data_size"
+BINARY_OUTPUT = "binary_data"
+BINARY_OUTPUTS = "binary_data_output"
 
-_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
+Parameters = dict[str, str | int | float | bool]
 
-
-class InvalidTensorError(InvalidInputError):
-    """A tensor does not say what it holds: unknown datatype, or data that do not fit shape or datatype."""
+# Elements are checked against the datatype when the array is made, which is faster than checking them twice.
+_Elements = Annotated[
+    list[Any],
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"anyOf": [{"type": kind} for kind in ("number", "boolean", "string", "array")]},
+            "description": "Flat in row-major order, or nested as the shape says.",
+        }
+    ),
+]
 
 
 class TensorMetadata(BaseModel):
@@ -57,6 +51,26 @@ class ServerMetadata(BaseModel):
     extensions: list[str]
 
 
+class ServerLive(BaseModel):
+    """Answer of `GET /v2/health/live`."""
+
+    live: Literal[True] = True
+
+
+class ServerReady(BaseModel):
+    """Answer of `GET /v2/health/ready`."""
+
+    ready: Literal[True] = True
+
+
+class ModelReady(BaseModel):
+    """Answer of `GET /v2/models/{model}/ready`."""
+
+    name: str
+    version: str
+    ready: Literal[True] = True
+
+
 class ModelMetadata(BaseModel):
     """Answer of `GET /v2/models/{model}`."""
 
@@ -67,97 +81,96 @@ class ModelMetadata(BaseModel):
     outputs: list[TensorMetadata]
 
 
-class InferInput(BaseModel):
-    """One input tensor; `data` is flat in row-major order or nested as the shape says."""
+class ModelList(BaseModel):
+    """Answer of `GET /v2/models`: names."""
 
-    model_config = ConfigDict(extra="forbid")
+    models: list[str]
+
+
+class RepositoryIndexRequest(BaseModel):
+    """Body of `POST /v2/repository/index`: whether only models that are ready are wanted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    ready: bool = False
+
+
+class RepositoryEntry(BaseModel):
+    """A model version in the answer of `POST /v2/repository/index`; `reason` says why it is not available."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE", "LOADING"]
+    reason: str = ""
+
+
+class InferInput(BaseModel):
+    """One input tensor; `data` is flat in row-major order or nested as the shape says, and missing when it is binary."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str
     shape: list[int]
     datatype: str
-    parameters: dict[str, Any] | None = None
-    data: list[Any]
+    parameters: Parameters | None = None
+    data: _Elements | None = None
 
-    def to_array(self) -> Array:
-        """The tensor as an array of `shape`.
+    def to_array(self, *, has_booleans: bool = True) -> Array:
+        """The tensor of the JSON data as an array of `shape`; see `from_json`.
 
         Raises:
             InvalidTensorError: unknown datatype, negative size, wrong number of elements, or elements that do not fit.
         """
-        dtype = DATATYPES.get(self.datatype)
-        if dtype is None:
-            raise InvalidTensorError(
-                f"Input {self.name!r} has datatype {self.datatype!r}; known are {', '.join(DATATYPES)}."
-            )
-        if any(size < 0 for size in self.shape):
-            raise InvalidTensorError(f"Input {self.name!r} has a negative size in its shape {self.shape}.")
-        array = self._parse(dtype)
-        if array.size != math.prod(self.shape):
-            raise InvalidTensorError(
-                f"Input {self.name!r} has {array.size} elements, but its shape {self.shape} needs {math.prod(self.shape)}."
-            )
-        return array.reshape(self.shape)
-
-    def _parse(self, dtype: np.dtype[Any]) -> Array:
-        refusal = InvalidTensorError(f"Input {self.name!r} has data that are not {self.datatype} in an even nesting.")
-        try:
-            loose = np.asarray(self.data)
-        except ValueError as error:  # uneven nesting
-            raise refusal from error
-        if loose.size == 0:
-            return np.empty(0, dtype)
-        # NumPy would turn text, booleans and fractions into numbers without a word.
-        allowed = {"b": "b", "u": "ui", "i": "ui", "f": "uif"}[dtype.kind]
-        if loose.dtype.kind not in allowed:
-            raise refusal
-        if dtype.kind in "ui":
-            limits = np.iinfo(dtype)
-            if int(loose.min()) < limits.min or int(loose.max()) > limits.max:
-                raise InvalidTensorError(f"Input {self.name!r} has values outside of the range of {self.datatype}.")
-        with np.errstate(over="ignore"):
-            return loose.astype(dtype)
+        if self.data is None:
+            raise InvalidTensorError(f"Input {self.name!r} has no data.")
+        return from_json(self.name, self.datatype, self.shape, self.data, has_booleans=has_booleans)
 
 
 class RequestedOutput(BaseModel):
     """Name of an output that the client wants."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     name: str
-    parameters: dict[str, Any] | None = None
+    parameters: Parameters | None = None
 
 
 class InferRequest(BaseModel):
-    """Body of `POST /v2/models/{model}/infer`."""
+    """Body of `POST /v2/models/{model}/infer`. Clients of Triton also name the model here; the path is what counts."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
     id: str | None = None
-    parameters: dict[str, Any] | None = None
+    model_name: str | None = None
+    model_version: str | None = None
+    parameters: Parameters | None = None
     inputs: list[InferInput] = Field(min_length=1)
     outputs: list[RequestedOutput] | None = None
 
 
 class InferOutput(BaseModel):
-    """One output tensor, `data` flat in row-major order."""
+    """One output tensor, `data` flat in row-major order, or missing when it is binary."""
 
     name: str
     shape: list[int]
     datatype: str
-    data: list[Any]
+    parameters: Parameters | None = None
+    data: _Elements | None = None
 
     def to_array(self) -> Array:
-        """The tensor as an array of `shape`."""
-        return np.asarray(self.data, dtype=DATATYPES[self.datatype]).reshape(self.shape)
+        """The tensor of the JSON data as an array of `shape`."""
+        return from_json(self.name, self.datatype, self.shape, self.data or [])
 
 
 class InferResponse(BaseModel):
     """Answer of `POST /v2/models/{model}/infer`."""
 
+    model_config = ConfigDict(protected_namespaces=())
+
     model_name: str
     model_version: str
     id: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Parameters | None = None
     outputs: list[InferOutput]
 
 
@@ -167,27 +180,16 @@ class ErrorResponse(BaseModel):
     error: str
 
 
-def datatype_name(dtype: np.dtype[Any]) -> str:
-    """The protocol's name of a NumPy dtype.
-
-    Raises:
-        InvalidTensorError: the protocol has no such datatype.
-    """
-    name = _NAMES.get(np.dtype(dtype))
-    if name is None:
-        raise InvalidTensorError(f"The Open Inference Protocol has no datatype for {dtype}.")
-    return name
-
-
 def infer_input(name: str, array: Array) -> InferInput:
     """An array as an input tensor with flat data."""
-    return InferInput(
-        name=name, shape=list(array.shape), datatype=datatype_name(array.dtype), data=array.ravel().tolist()
-    )
+    return InferInput(name=name, shape=list(array.shape), datatype=datatype_name(array.dtype), data=_plain(array))
 
 
 def infer_output(name: str, array: Array) -> InferOutput:
     """An array as an output tensor with flat data."""
-    return InferOutput(
-        name=name, shape=list(array.shape), datatype=datatype_name(array.dtype), data=array.ravel().tolist()
-    )
+    return InferOutput(name=name, shape=list(array.shape), datatype=datatype_name(array.dtype), data=_plain(array))
+
+
+def _plain(array: Array) -> list[Any]:
+    data = to_json(array)
+    return data if isinstance(data, list) else data.tolist()

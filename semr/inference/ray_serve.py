@@ -7,18 +7,29 @@ The version stands in the deployment's `user_config`, so that a switch is a chan
 from __future__ import annotations
 
 import asyncio
+import logging
+from functools import partial
 from typing import Any
 
+import ray
 from ray import serve
 
 from semr.inference.app import ServerState, create_app
+from semr.inference.front import InferenceApplication
 from semr.inference.holder import ModelHolder
 from semr.inference.metrics import PrometheusSink, RaySink, ServerMetrics
+from semr.inference.options import get_options
+from semr.inference.runtime import load
 from semr.monitoring.observer import Observer
 from semr.settings import get_settings
 
 DEPLOYMENT = "ModelServer"
 IMPORT_PATH = f"{__name__}:build"
+
+
+def _application() -> InferenceApplication:
+    """The application of the replica that calls this, which Serve does once it has made the replica's object."""
+    return create_app(_state_of_this_replica, extensions=get_options().extensions)
 
 
 def _state_of_this_replica() -> ServerState:
@@ -27,15 +38,23 @@ def _state_of_this_replica() -> ServerState:
 
 
 @serve.deployment(name=DEPLOYMENT)
-@serve.ingress(create_app(_state_of_this_replica))
+@serve.ingress(_application)
 class ModelServer:
     """One replica. It starts without a model; Serve calls `reconfigure` before it sends the first request."""
 
     def __init__(self, model: str) -> None:
+        # What this package has to say goes into the replica's log, beside Serve's own lines.
+        logging.getLogger("semr").setLevel(logging.INFO)
         prometheus = PrometheusSink()
         metrics = ServerMetrics([prometheus, RaySink()])
         observer = Observer.from_settings(model, metrics.sinks, get_settings())
-        self.state = ServerState(ModelHolder(model, metrics, watched_by=observer), prometheus)
+        options = get_options()
+        if not options.threads:
+            # A replica shares the node with others: it computes with the cores that it reserves, at least one.
+            cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1.0)
+            options = options.model_copy(update={"threads": max(1, int(cores))})
+        holder = ModelHolder(model, metrics, watched_by=observer, loader=partial(load, model, options=options))
+        self.state = ServerState(holder, prometheus, options)
 
     def __del__(self) -> None:
         # Serve calls this when it stops a replica: what is not recorded yet still can be.

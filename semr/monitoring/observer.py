@@ -39,6 +39,7 @@ QUEUE_BYTES = 64_000_000
 # Of an observation besides its arrays.
 _OVERHEAD_BYTES = 500
 _CLOSE_SECONDS = 5.0
+_PAUSE_SECONDS = 0.1
 # The served one and the one before, of which requests may be under way.
 _WATCHED_VERSIONS = 2
 # Histograms take values one by one: of what is drained at once so many are enough.
@@ -167,6 +168,8 @@ class Observer:
             observations = self._queue.drain()
             if not observations:
                 return
+            # Many at once cost little more than one, and a thread that wakes for each takes the interpreter from requests.
+            self._queue.wait_closed(_PAUSE_SECONDS)
             by_version: dict[str, list[Observation]] = {}
             for observation in observations:
                 by_version.setdefault(observation.version, []).append(observation)

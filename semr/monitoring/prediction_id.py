@@ -92,7 +92,10 @@ def _width(classes: npt.NDArray[np.int64] | None) -> int:
     """Bytes that hold every class; 0 for no classes."""
     if classes is None:
         return 0
-    low, high = int(classes.min(initial=0)), int(classes.max(initial=0))
+    # One example a request is the common case, and reductions take longer than all else here.
+    low = high = int(classes[0]) if len(classes) == 1 else 0
+    if len(classes) > 1:
+        low, high = int(classes.min()), int(classes.max())
     return next(width for width in _WIDTHS if -(2 ** (8 * width - 1)) <= low and high < 2 ** (8 * width - 1))
 
 

@@ -321,16 +321,18 @@ def _log_model(model: keras.Model, example: npt.NDArray[np.float32], run_id: str
     from mlflow.models import infer_signature  # noqa: PLC0415
 
     from semr import tracking  # noqa: PLC0415
+    from semr.inference.runtime import ModelLoadError, onnx_export  # noqa: PLC0415
 
     # It complains about a missing pip, which environments made by uv do not have.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     with tracking.named_errors():
         tracking.connect()
+        signature = infer_signature(example, model.predict_on_batch(example))
         with mlflow.start_run(run_id=run_id):
-            mlflow.tensorflow.log_model(
+            info = mlflow.tensorflow.log_model(
                 model,
                 name="model",
-                signature=infer_signature(example, model.predict_on_batch(example)),
+                signature=signature,
                 input_example=example,
                 # Given, not inferred: inferring loads the model in a further process.
                 pip_requirements=[
@@ -339,6 +341,12 @@ def _log_model(model: keras.Model, example: npt.NDArray[np.float32], run_id: str
                     f"numpy=={np.__version__}",
                 ],
             )
+        if onnx_export.can_convert("keras"):
+            try:
+                onnx_export.ship_keras(model, signature, example, info.model_id)
+            except ModelLoadError as error:
+                # Servers compute with TensorFlow then, slower and with more memory.
+                logging.getLogger(__name__).warning("the model ships no ONNX form: %s", error)
 
 
 def _root_cause(error: BaseException) -> str:

@@ -1,0 +1,1 @@
+"""Requests a second and latencies of served models: our hosts, and the ways that others serve the same models."""
