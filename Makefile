@@ -44,8 +44,10 @@ demo: $(STAMP)  ## from nothing to a served model on this machine (KEEP=1 leaves
 
 test: $(STAMP)  ## unit tests, and tests on real servers (TESTS=tests/unit for a part)
 ifeq ($(strip $(TESTS)),)
-	$(PYTHON) -m pytest -n 3 --dist loadfile $(PYTEST_ARGS) $(TESTS_AT_ONCE)
-	$(PYTHON) -m pytest $(PYTEST_ARGS) tests/embedded
+	@status=0; set -x; \
+	$(PYTHON) -m pytest -n 3 --dist loadfile $(PYTEST_ARGS) $(TESTS_AT_ONCE) || status=$$?; \
+	$(PYTHON) -m pytest $(PYTEST_ARGS) tests/embedded || status=$$?; \
+	exit $$status
 else
 	$(PYTHON) -m pytest $(PYTEST_ARGS) $(TESTS)
 endif
