@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from free_ports import free_ports
 from pydantic import SecretStr
 
 from semr.settings import Settings
@@ -24,15 +23,6 @@ START_SECONDS = 60
 STOP_SECONDS = 3
 # Of the ports that `weed mini` opens besides S3's; each also gets a gRPC port next to it here.
 WEED_PARTS = ("s3", "master", "volume", "filer", "admin")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody uses; all are held at once, so that they differ."""
-    with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in held:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in held]
 
 
 def weed_command() -> str:

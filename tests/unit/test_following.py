@@ -15,7 +15,7 @@ import mlflow
 import numpy as np
 import psutil
 import pytest
-from conftest import free_ports
+from free_ports import free_ports
 from mlflow.models import infer_signature
 from serving import server
 

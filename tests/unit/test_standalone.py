@@ -219,8 +219,11 @@ def test_a_call_that_does_not_come_back_does_not_keep_the_server(steps: Path, tm
             asked = pool.submit(httpx.post, started.url + INFER, json=infer_body(SLEEP), timeout=60)
             time.sleep(0.5)
             assert started.terminate() == 0
-            with pytest.raises(httpx.HTTPError):
-                asked.result()
+            try:
+                status = asked.result().status_code
+            except httpx.HTTPError:
+                return  # cut off
+            assert status >= 500, "told that it was"
 
 
 def test_several_processes_share_the_port_and_answer_for_each_other(steps: Path, tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from rich.table import Table
 
 from semr.errors import SemrError
 from semr.evolution.audit import AuditTrail
-from semr.evolution.report import write_report
 from semr.evolution.timeline import timeline_line
 from semr.monitoring.prometheus import Prometheus
 from semr.registry import Registry
@@ -108,6 +107,8 @@ def run(demo: Demo, source: str, plan: LoopPlan, time_compression: float) -> Non
         f"{plan.drift.strength:g} degrees. Nobody touches anything from here on.\n",
         highlight=False,
     )
+    from semr.evolution.report import write_report  # noqa: PLC0415 imports MLflow, which takes seconds
+
     report = show_loop(deployment.url, MODEL, plan, demo.console)
     page = demo.state_folder / _REPORT_FILE
     write_report(MODEL, page, AuditTrail(ObjectStore.from_settings()), Registry(), Prometheus())
