@@ -10,14 +10,8 @@ from types import TracebackType
 import httpx
 
 from semr.errors import DependencyUnavailableError, SemrError
-from semr.inference.protocol import (
-    PREDICTION_ID,
-    Array,
-    InferRequest,
-    InferResponse,
-    ModelMetadata,
-    infer_input,
-)
+from semr.inference.codec import HEADER_LENGTH, encode_request
+from semr.inference.protocol import PREDICTION_ID, Array, InferResponse, ModelMetadata
 
 
 class InferenceError(SemrError):
@@ -78,15 +72,15 @@ class InferenceClient:
         return True, ""
 
     def infer(self, inputs: Mapping[str, Array], *, request_id: str | None = None) -> Prediction:
-        """Predict for a batch.
+        """Predict for a batch; the inputs travel as raw bytes (binary tensor extension), the answer as JSON.
 
         Raises:
             InferenceError: the server refused or failed.
             DependencyUnavailableError: no answer.
         """
-        request = InferRequest(id=request_id, inputs=[infer_input(name, array) for name, array in inputs.items()])
-        body = request.model_dump_json(exclude_none=True)
-        answer = self._ask("POST", f"/v2/models/{self.model}/infer", body)
+        body, json_length = encode_request(inputs, request_id)
+        headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(json_length)}
+        answer = self._ask("POST", f"/v2/models/{self.model}/infer", body, headers)
         response = InferResponse.model_validate_json(answer.content)
         outputs = {output.name: output.to_array() for output in response.outputs}
         token = (response.parameters or {}).get(PREDICTION_ID, "")
@@ -101,11 +95,13 @@ class InferenceClient:
             InferenceError: the server does not know the prediction, or the number of labels is wrong.
             DependencyUnavailableError: no answer.
         """
-        body = json.dumps({PREDICTION_ID: prediction_id, "labels": list(labels)})
-        return int(self._ask("POST", f"/v2/models/{self.model}/feedback", body).json()["correct"])
+        body = json.dumps({PREDICTION_ID: prediction_id, "labels": list(labels)}).encode()
+        headers = {"Content-Type": "application/json"}
+        return int(self._ask("POST", f"/v2/models/{self.model}/feedback", body, headers).json()["correct"])
 
-    def _ask(self, method: str, path: str, body: str | None = None) -> httpx.Response:
-        headers = {"Content-Type": "application/json"} if body else None
+    def _ask(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
         try:
             answer = self._http.request(method, path, content=body, headers=headers)
         except httpx.HTTPError as error:

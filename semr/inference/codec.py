@@ -99,6 +99,30 @@ def parse_request(content: object) -> InferRequest:
         raise InvalidBodyError(f"The request cannot be read: {where + ': ' if where else ''}{first['msg']}.") from error
 
 
+def encode_request(inputs: Mapping[str, Array], request_id: str | None = None) -> tuple[bytes, int]:
+    """Body of a request with its tensors as raw bytes, and the length of its JSON part, which `HEADER_LENGTH` tells.
+
+    Raises:
+        InvalidTensorError: an array has a type that the protocol does not know.
+    """
+    tensors = {name: to_bytes(array) for name, array in inputs.items()}
+    head: dict[str, Any] = {
+        "inputs": [
+            {
+                "name": name,
+                "shape": list(array.shape),
+                "datatype": datatype_name(array.dtype),
+                "parameters": {BINARY_SIZE: len(tensors[name])},
+            }
+            for name, array in inputs.items()
+        ]
+    }
+    if request_id is not None:
+        head["id"] = request_id
+    text = orjson.dumps(head)
+    return b"".join([text, *tensors.values()]), len(text)
+
+
 def wants_binary(request: InferRequest, output: RequestedOutput | None) -> bool:
     """Whether an output is to be sent as raw bytes: what the output says, else what the request says for all."""
     if output is not None and output.parameters and BINARY_OUTPUT in output.parameters:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from semr.inference.tensors import DATATYPES, Array, InvalidTensorError, datatype_name, from_json, to_json
+from semr.inference.tensors import DATATYPES, Array, InvalidTensorError, datatype_name, from_json
 
 __all__ = ["DATATYPES", "Array", "InvalidTensorError", "datatype_name"]
 
@@ -178,18 +178,3 @@ class ErrorResponse(BaseModel):
     """Body of every answer with a status of 400 or more."""
 
     error: str
-
-
-def infer_input(name: str, array: Array) -> InferInput:
-    """An array as an input tensor with flat data."""
-    return InferInput(name=name, shape=list(array.shape), datatype=datatype_name(array.dtype), data=_plain(array))
-
-
-def infer_output(name: str, array: Array) -> InferOutput:
-    """An array as an output tensor with flat data."""
-    return InferOutput(name=name, shape=list(array.shape), datatype=datatype_name(array.dtype), data=_plain(array))
-
-
-def _plain(array: Array) -> list[Any]:
-    data = to_json(array)
-    return data if isinstance(data, list) else data.tolist()

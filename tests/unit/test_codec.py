@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from semr.errors import InvalidInputError
-from semr.inference.codec import decode_request, encode_response, parse_request
+from semr.inference.codec import decode_request, encode_request, encode_response, parse_request
 from semr.inference.tensors import DATATYPES, InvalidTensorError, from_bytes, from_json, is_finite, to_bytes, to_json
 
 
@@ -192,6 +192,17 @@ def test_answers_are_raw_where_asked_for() -> None:
         ],
     }
     assert encoded.body[encoded.header_length :] == struct.pack("<2q", 1, 2)
+
+
+@pytest.mark.parametrize("datatype", sorted(DATATYPES))
+def test_a_request_as_our_client_encodes_it_is_read_back(datatype: str) -> None:
+    inputs = {"x": example(datatype), "y": np.zeros((0, 3), np.float32)}
+    body, json_length = encode_request(inputs, "mine")
+    decoded = decode_request(body, str(json_length))
+    assert decoded.request.id == "mine" and not decoded.is_json
+    for name, array in inputs.items():
+        assert decoded.inputs[name].dtype == array.dtype
+        np.testing.assert_array_equal(decoded.inputs[name], array)
 
 
 def test_bytes_that_are_no_text_need_raw_output() -> None:
