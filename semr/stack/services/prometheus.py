@@ -98,7 +98,7 @@ class AlertmanagerService(Service):
             "group_by": ["alertname", "model"],
             "group_wait": "1s",
             "group_interval": "10s",
-            "repeat_interval": "1m",
+            "repeat_interval": f"{max(10.0, 60 / (self.context.options.time_compression or 1)):g}s",
         }
         return {
             "route": {"receiver": "none", "routes": [evolution]},
