@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -181,14 +182,8 @@ def test_a_version_that_does_worse_live_is_taken_back(traffic: Traffic) -> None:
 
 
 def test_semr_rollback_brings_the_version_before_back(evolved: Evolved) -> None:
-    done = subprocess.run(
-        ["semr", "rollback", MODEL, "1"],
-        cwd=evolved.folder.parent,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    command = [sys.executable, "-m", "semr.cli", "rollback", MODEL, "1"]
+    done = subprocess.run(command, cwd=evolved.folder.parent, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert Registry().get(MODEL, CHAMPION).version == "1"
     assert RayServeTarget().current(MODEL) == "1"
