@@ -1,4 +1,4 @@
-"""`python -m bench [stack|jobs|mnist|serving ...]`: run benchmarks on a stack of their own and print medians and spread."""
+"""`python -m bench [stack|jobs|mnist|scoring|serving ...]`: run benchmarks on a stack of their own, print medians and spread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from bench import cold_start, job_latency, workflow_steps
+from bench import cold_start, job_latency, scoring, workflow_steps
 from bench.measure import show
 from bench.serving.comparison import compare
 from bench.serving.models import NAMES
@@ -21,7 +21,7 @@ from semr.errors import SemrError
 from semr.settings import ENV_FILE_NAME, ENV_FILE_VARIABLE, get_settings
 from semr.stack import control
 
-BENCHMARKS = ("stack", "jobs", "mnist", "serving")
+BENCHMARKS = ("stack", "jobs", "mnist", "scoring", "serving")
 
 
 def main() -> int:
@@ -37,6 +37,8 @@ def main() -> int:
     console = Console()
     console.print(f"{psutil.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the first run\n", highlight=False)
     try:
+        if "scoring" in names:
+            show("Watching a model: cost of a request", scoring.measure(options.runs), console)
         if "stack" in names:
             show("Embedded stack", cold_start.measure(options.runs), console)
         if {"jobs", "mnist"} & set(names):

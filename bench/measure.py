@@ -32,10 +32,16 @@ def show(title: str, measurements: Sequence[Measurement], console: Console) -> N
     for each in measurements:
         table.add_row(
             each.name,
-            f"{each.median:.2f} s",
-            f"{min(each.seconds):.2f} – {max(each.seconds):.2f} s",
+            _shown(each.median),
+            f"{_shown(min(each.seconds))} – {_shown(max(each.seconds))}",
             str(len(each.seconds)),
             f"{each.goal:g} s" if each.goal is not None else "",
         )
     console.print(table)
     console.print()
+
+
+def _shown(seconds: float) -> str:
+    if seconds >= 0.1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} µs"
