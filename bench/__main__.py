@@ -1,4 +1,4 @@
-"""`python -m bench [stack|jobs|mnist|scoring|serving ...]`: run benchmarks on a stack of their own, print medians and spread."""
+"""`python -m bench [stack|jobs|mnist|scoring|serving ...]`: benchmarks on a stack of their own; prints medians and spread."""
 
 from __future__ import annotations
 
