@@ -37,7 +37,7 @@ MODEL = "mnist"
 WAIT_SECONDS = 800.0
 # 40 times as fast, an hour of the rules' time takes 90 s.
 HOUR = ("--time-compression", "40", "--steady-seconds", "90")
-FIFTY_A_SECOND = ("--rate", "50", "--pictures", "2", "--label-share", "0.25")
+FIFTY_A_SECOND = ("--rate", "50", "--pictures", "4", "--label-share", "0.3")
 
 
 @dataclass

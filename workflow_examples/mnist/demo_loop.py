@@ -56,7 +56,7 @@ class LoopPlan:
     """
 
     rate: float = 10.0
-    pictures: int = 5
+    pictures: int = 8
     label_share: float = 1.0
     drift: Distortion = field(default_factory=lambda: Distortion("rotate", 35.0))
     steady_seconds: float = 20.0
