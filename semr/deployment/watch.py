@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from semr.errors import InvalidInputError
+from semr.errors import DependencyUnavailableError, InvalidInputError
 from semr.monitoring import queries
 from semr.monitoring.prometheus import Prometheus
 from semr.registry import ModelVersionRef
@@ -19,6 +19,7 @@ from semr.registry import ModelVersionRef
 Outcome = Literal["kept", "worse", "unseen"]
 
 _POLL_SECONDS = 1.0
+_AWAY_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,22 @@ def watch(
         say: told once when there is too little traffic to judge.
 
     Raises:
-        DependencyUnavailableError: Prometheus is away.
+        DependencyUnavailableError: Prometheus is away for longer than the plan's patience.
     """
     prometheus = prometheus or Prometheus()
     started = time.monotonic()
     said_so = False
     while True:
-        now = live_numbers(prometheus, ref)
         seconds = time.monotonic() - started
+        try:
+            now = live_numbers(prometheus, ref)
+        except DependencyUnavailableError as error:
+            # The counters are the servers' own and go on: what is missed now is seen when it is back.
+            if seconds >= plan.window_seconds + plan.patience_seconds:
+                raise
+            say(f"{ref.uri}: {error} Watching on.")
+            time.sleep(_AWAY_SECONDS)
+            continue
         fault = _fault(now, before, plan)
         if fault:
             return WatchReport("worse", fault, seconds, now, before)
