@@ -52,7 +52,7 @@ class RayServeTarget:
     def deploy(self, ref: ModelVersionRef, *, replicas: int | None = None, timeout_seconds: float = 180.0) -> str:
         """See `DeploymentTarget.deploy`."""
         before = self._applications().get(ref.name)
-        replicas = replicas or _replicas(before) or 1
+        replicas = replicas or _replicas(before)
         wanted = self._application(ref, replicas)
         self._put(ref.name, wanted)
         try:
@@ -135,12 +135,7 @@ class RayServeTarget:
 
     def _applications(self) -> dict[str, Application]:
         """The configuration of every application that Serve has been told to run."""
-        applications = self._instance().get("applications", {})
-        return {
-            name: details["deployed_app_config"]
-            for name, details in applications.items()
-            if details.get("deployed_app_config") and details.get("status") != "DELETING"
-        }
+        return _deployed(self._instance())
 
     def _put(self, name: str, application: Application | None) -> None:
         """Tell Serve to run `application` under `name` (None: no longer), all others as they are."""
@@ -148,11 +143,8 @@ class RayServeTarget:
             RayServiceApplications(self.settings.ray_service).put(name, application)
             return
         instance = self._instance()
-        applications = {
-            each: details["deployed_app_config"]
-            for each, details in instance.get("applications", {}).items()
-            if details.get("deployed_app_config") and details.get("status") != "DELETING" and each != name
-        }
+        applications = _deployed(instance)
+        applications.pop(name, None)
         if application is not None:
             applications[name] = application
         body: dict[str, Any] = {"applications": list(applications.values())}
@@ -188,15 +180,24 @@ class RayServeTarget:
         raise DependencyUnavailableError(_SERVICE, url, reason)
 
 
-def _replicas(application: Application | None) -> int | None:
-    for deployment in (application or {}).get("deployments", []):
-        if deployment.get("name") == DEPLOYMENT:
-            return int(deployment.get("num_replicas") or 1)
-    return None
+def _deployed(instance: dict[str, Any]) -> dict[str, Application]:
+    """The configuration of every application that this Serve has been told to run."""
+    return {
+        name: details["deployed_app_config"]
+        for name, details in instance.get("applications", {}).items()
+        if details.get("deployed_app_config") and details.get("status") != "DELETING"
+    }
+
+
+def _replicas(application: Application | None) -> int:
+    server = _server(application or {})
+    return int(server.get("num_replicas") or 1) if server else 1
 
 
 def _version(application: Application) -> str | None:
-    for deployment in application.get("deployments", []):
-        if deployment.get("name") == DEPLOYMENT:
-            return str(deployment.get("user_config", {}).get("version"))
-    return None
+    server = _server(application)
+    return str(server.get("user_config", {}).get("version")) if server else None
+
+
+def _server(application: Application) -> dict[str, Any] | None:
+    return next((each for each in application.get("deployments", []) if each.get("name") == DEPLOYMENT), None)

@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from rich.table import Table
 
 from semr.errors import SemrError
 from semr.evolution.audit import AuditTrail
+from semr.evolution.report import write_report
 from semr.evolution.timeline import timeline_line
 from semr.monitoring.prometheus import Prometheus
 from semr.registry import Registry
@@ -107,8 +108,6 @@ def run(demo: Demo, source: str, plan: LoopPlan, time_compression: float) -> Non
         f"{plan.drift.strength:g} degrees. Nobody touches anything from here on.\n",
         highlight=False,
     )
-    from semr.evolution.report import write_report  # noqa: PLC0415 imports MLflow, which takes seconds
-
     report = show_loop(deployment.url, MODEL, plan, demo.console)
     page = demo.state_folder / _REPORT_FILE
     write_report(MODEL, page, AuditTrail(ObjectStore.from_settings()), Registry(), Prometheus())
@@ -154,26 +153,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m workflow_examples.mnist.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--keep", action="store_true", help="leave the stack running at the end")
     parser.add_argument("--source", default="digits", help="pictures, as for `semr data mnist` (default: digits)")
-    plan = LoopPlan()
-    parser.add_argument("--rate", type=float, default=plan.rate, help=f"requests a second (default: {plan.rate:g})")
-    parser.add_argument("--pictures", type=int, default=plan.pictures, help=f"in a request (default: {plan.pictures})")
-    parser.add_argument("--steady-seconds", type=float, default=plan.steady_seconds, help="before the drift")
-    parser.add_argument("--time-compression", type=float, default=20.0, help="of the alert rules (default: 20)")
-    parser.add_argument("--label-share", type=float, default=plan.label_share, help="of the requests (default: 1)")
-    arguments_given = parser.parse_args(arguments)
-    plan = replace(
-        plan,
-        rate=arguments_given.rate,
-        pictures=arguments_given.pictures,
-        label_share=arguments_given.label_share,
-        steady_seconds=arguments_given.steady_seconds,
+    usual = LoopPlan()
+    parser.add_argument("--rate", type=float, default=usual.rate, help=f"requests a second (default: {usual.rate:g})")
+    parser.add_argument(
+        "--pictures", type=int, default=usual.pictures, help=f"in a request (default: {usual.pictures})"
     )
+    parser.add_argument("--steady-seconds", type=float, default=usual.steady_seconds, help="before the drift")
+    parser.add_argument("--time-compression", type=float, default=20.0, help="of the alert rules (default: 20)")
+    parser.add_argument("--label-share", type=float, default=usual.label_share, help="of the requests (default: 1)")
+    options = parser.parse_args(arguments)
+    plan = LoopPlan(options.rate, options.pictures, options.label_share, steady_seconds=options.steady_seconds)
     demo = Demo(Console(), Path(STATE_FOLDER_NAME).resolve())
     options_before = read_options(StateFolder.at(demo.state_folder))
     was_up = control.status(demo.state_folder).state is not StackState.STOPPED
-    keep = arguments_given.keep
+    keep = options.keep
     try:
-        run(demo, arguments_given.source, plan, arguments_given.time_compression)
+        run(demo, options.source, plan, options.time_compression)
     except SemrError as error:
         keep = False
         print(f"{demo.tail()}\ndemo: {error}".strip(), file=sys.stderr)

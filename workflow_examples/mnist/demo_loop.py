@@ -109,7 +109,7 @@ def show_loop(url: str, model: str, plan: LoopPlan, console: Console) -> LoopRep
     steady, drifting, unseen = (Pool.of_split(split) for split in ("validation", "train", "holdout"))
     with (
         EvolutionClient() as client,
-        _traffic(url, model, plan, steady) as traffic,
+        Traffic(url, model, plan.rate, steady, pictures=plan.pictures, label_share=plan.label_share) as traffic,
         Live(console=console, transient=True, auto_refresh=False) as live,
     ):
         view = _View(model, traffic, client, live, console)
@@ -133,16 +133,12 @@ def show_loop(url: str, model: str, plan: LoopPlan, console: Console) -> LoopRep
             whole=traffic.tally(),
             old_version=old_version,
             new_version=str(traffic.newest_version()),
-            alert_seconds=view.launched_at - drift_at,
+            alert_seconds=view.triggered_at - drift_at,
             live_seconds=live_at - drift_at,
             settled_seconds=settled_at - drift_at,
             errors=traffic.errors[:3],
             records=view.records,
         )
-
-
-def _traffic(url: str, model: str, plan: LoopPlan, pool: Pool) -> Traffic:
-    return Traffic(url, model, plan.rate, pool, pictures=plan.pictures, label_share=plan.label_share)
 
 
 @dataclass
@@ -155,7 +151,6 @@ class _View:
     live: Live
     console: Console
     records: list[AuditRecord] = field(default_factory=list)
-    launched_at: float = float("nan")
     state: dict[str, Any] = field(default_factory=dict)
     drift: float | None = None
 
@@ -164,6 +159,12 @@ class _View:
         self._started_at = time.time()
         self._prometheus = Prometheus()
         self._ask_at = 0.0
+
+    @property
+    def triggered_at(self) -> float:
+        """When the evolution service decided to retrain, on the clock of `time.monotonic`; NaN before."""
+        times = (record.time for record in self.records if record.kind == "triggered")
+        return self.started + next(times, math.nan) - self._started_at
 
     def clock(self) -> str:
         """Seconds since the start, as lines begin with them."""
@@ -208,8 +209,6 @@ class _View:
             if record.time < self._started_at or record.id in known:
                 continue
             self.records.append(record)
-            if record.kind == "triggered" and math.isnan(self.launched_at):
-                self.launched_at = self.started + record.time - self._started_at
             self.console.print(
                 f"{record.time - self._started_at:5.0f} s  {timeline_line(record).split('  ', 1)[1]}",
                 highlight=False,
