@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from stack_tools import RunningStack, Semr, find_leftovers, require_programs
+from stack_tools import RunningStack, Semr, find_leftovers, own_contract, require_programs
 
-from semr.settings import ENV_FILE_VARIABLE, ENV_PREFIX, get_settings
 from semr.stack import control
 
 # A state folder with a stack that is up already, or is to stay up: saves the start while one develops.
@@ -36,23 +35,17 @@ def stack() -> Iterator[RunningStack]:
     reused = os.environ.get(REUSED_STACK_VARIABLE)
     base = Path(tempfile.mkdtemp(prefix="semr-test-"))
     folder = Path(reused) if reused else base / ".semr"
-    kept = {name: value for name, value in os.environ.items() if name.startswith(ENV_PREFIX)}
-    for name in kept:
-        del os.environ[name]
     try:
-        settings = control.up(folder)
-        os.environ[ENV_FILE_VARIABLE] = str(folder / "env")
-        get_settings.cache_clear()
-        yield RunningStack(folder, settings)
+        with own_contract() as point_at:
+            settings = control.up(folder)
+            point_at(folder)
+            yield RunningStack(folder, settings)
         if not reused:
             control.down(folder)
             assert find_leftovers(folder) == []
     finally:
         if not reused:
             control.down(folder)
-        os.environ.pop(ENV_FILE_VARIABLE, None)
-        os.environ.update(kept)
-        get_settings.cache_clear()
         shutil.rmtree(base, ignore_errors=True)
 
 

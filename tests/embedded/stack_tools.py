@@ -7,13 +7,15 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
-from semr.settings import ENV_PREFIX, Settings
+from semr.settings import ENV_FILE_NAME, ENV_FILE_VARIABLE, ENV_PREFIX, Settings, get_settings
 from semr.stack.context import find_program
 
 
@@ -23,6 +25,25 @@ class RunningStack:
 
     folder: Path
     settings: Settings
+
+
+@contextmanager
+def own_contract() -> Iterator[Callable[[Path], None]]:
+    """Takes the contract out of this process for a while; what it gives points the process at a stack that is up."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith(ENV_PREFIX)}
+    for name in kept:
+        del os.environ[name]
+
+    def point_at(folder: Path) -> None:
+        os.environ[ENV_FILE_VARIABLE] = str(folder / ENV_FILE_NAME)
+        get_settings.cache_clear()
+
+    try:
+        yield point_at
+    finally:
+        os.environ.pop(ENV_FILE_VARIABLE, None)
+        os.environ.update(kept)
+        get_settings.cache_clear()
 
 
 class Semr:

@@ -19,13 +19,12 @@ from pathlib import Path
 
 import pytest
 from demo_tools import start_demo
-from stack_tools import require_programs
+from stack_tools import own_contract, require_programs
 
 from semr.deployment.ray_serve import RayServeTarget
 from semr.evolution.client import EvolutionClient
 from semr.monitoring.prometheus import Prometheus
 from semr.registry import CHALLENGER, CHAMPION, Registry
-from semr.settings import ENV_FILE_VARIABLE, ENV_PREFIX, get_settings
 from semr.stack import control
 from workflow_examples.mnist.distortions import Distortion
 from workflow_examples.mnist.traffic import Pool, Tally, Traffic
@@ -53,21 +52,15 @@ def evolved() -> Iterator[Evolved]:
     require_programs()
     base = Path(tempfile.mkdtemp(prefix="semr-test-"))
     folder = base / ".semr"
-    kept = {name: value for name, value in os.environ.items() if name.startswith(ENV_PREFIX)}
     try:
         demo = start_demo(folder, "--keep", *HOUR, *FIFTY_A_SECOND)
         output, _ = demo.communicate(timeout=1000)
         assert demo.returncode == 0, output
-        for name in kept:
-            del os.environ[name]
-        os.environ[ENV_FILE_VARIABLE] = str(folder / "env")
-        get_settings.cache_clear()
-        yield Evolved(folder, output)
+        with own_contract() as point_at:
+            point_at(folder)
+            yield Evolved(folder, output)
     finally:
         control.down(folder)
-        os.environ.pop(ENV_FILE_VARIABLE, None)
-        os.environ.update(kept)
-        get_settings.cache_clear()
         shutil.rmtree(base, ignore_errors=True)
 
 

@@ -11,16 +11,14 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from free_ports import free_ports
+from local_servers import STOP_SECONDS, free_ports, stop_with_children
 from pydantic import SecretStr
 
 from semr.settings import Settings
 from semr.storage import ObjectStore
 
 START_SECONDS = 60
-STOP_SECONDS = 3
 # Of the ports that `weed mini` opens besides S3's; each also gets a gRPC port next to it here.
 WEED_PARTS = ("s3", "master", "volume", "filer", "admin")
 
@@ -93,19 +91,6 @@ def wait_for_bucket(settings: Settings, server: subprocess.Popen[bytes], log: Pa
             time.sleep(0.2)
         else:
             return
-
-
-def stop_with_children(pid: int) -> None:
-    """End the process and all that it started, and make sure that none is left."""
-    process = psutil.Process(pid)
-    family = [process, *process.children(recursive=True)]
-    for member in family:
-        member.terminate()
-    _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
-    for member in alive:
-        member.kill()
-    _, alive = psutil.wait_procs(alive, timeout=STOP_SECONDS)
-    assert not alive, f"left behind: {alive}"
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ from pathlib import Path
 import httpx
 import mlflow
 import numpy as np
-import psutil
 import pytest
-from free_ports import free_ports
+from local_servers import free_ports, stop_with_children
 from mlflow.models import infer_signature
 from serving import server
 
@@ -69,12 +68,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
             time.sleep(0.3)
         yield Settings(mlflow_uri=url)
     finally:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for each in family:
-            each.terminate()
-        _, alive = psutil.wait_procs(family, timeout=20)
-        for each in alive:
-            each.kill()
+        stop_with_children(process.pid)
         process.wait()
 
 
