@@ -11,6 +11,7 @@ from semr.errors import InvalidInputError
 from semr.inference import http_errors
 from semr.inference.holder import ModelHolder
 from semr.inference.http_errors import HttpError
+from semr.inference.instruments import IN_FLIGHT
 from semr.inference.metrics import PrometheusSink
 from semr.inference.options import ServerOptions, get_options
 from semr.inference.protocol import InferRequest
@@ -135,10 +136,16 @@ class InferenceService:
         if self.in_flight >= limit:
             raise http_errors.overloaded(limit)
         self.in_flight += 1
+        self._show_in_flight()
 
     def leave(self) -> None:
         """The request is answered."""
         self.in_flight -= 1
+        self._show_in_flight()
+
+    def _show_in_flight(self) -> None:
+        state = self.state
+        state.prometheus.record(IN_FLIGHT, self.in_flight, {"model": state.holder.name})
 
     async def infer(
         self,
