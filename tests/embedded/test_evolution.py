@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 import pytest
-from demo_tools import start_demo
+from demo_tools import ROOT, start_demo
 from stack_tools import own_contract, require_programs
 
 from semr.deployment.ray_serve import RayServeTarget
@@ -189,6 +189,23 @@ def test_the_watch_stays_while_no_alert_fires(evolved: Evolved) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert look_around() == {"verdict": "unchanged", "reason": "no alert fires for mnist"}
+
+
+@pytest.mark.parametrize("name", ["overview", "serving", "evolution"])
+def test_the_dashboards_show_the_demo(evolved: Evolved, name: str) -> None:
+    """Asked of the stack's own Prometheus; what only a cluster exports stays empty here."""
+    content = json.loads((ROOT / "helm_charts" / "SEMR" / "dashboards" / f"{name}.json").read_text())
+    now = time.time()
+    empty = []
+    with httpx.Client(base_url=get_settings().need("prometheus_url")) as prometheus:
+        for panel in content["panels"]:
+            for target in panel.get("targets", ()):
+                query = target["expr"].replace("$__rate_interval", "1m").replace("$model", MODEL)
+                window = {"query": query, "start": now - 900, "end": now, "step": 5}
+                answer = prometheus.get("/api/v1/query_range", params=window).raise_for_status()
+                if not answer.json()["data"]["result"]:
+                    empty.append(panel["title"])
+    assert empty == (["Object store", "Object store"] if name == "overview" else []), empty
 
 
 def test_poisoned_labels_are_refused(traffic: Traffic) -> None:
