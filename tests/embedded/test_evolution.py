@@ -37,11 +37,11 @@ from workflow_examples.mnist.distortions import Distortion
 from workflow_examples.mnist.traffic import Pool, Tally, Traffic
 from workflow_examples.mnist.wf_evolution import mnist_watch
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 MODEL = "mnist"
 # For a launch to end. Two minutes on an idle machine.
-WAIT_SECONDS = 800.0
+WAIT_SECONDS = 900.0
 # 40 times as fast, an hour of the rules' time takes 90 s.
 HOUR = ("--time-compression", "40", "--steady-seconds", "90")
 # What `mnist_watch` retrains with where no evolution service has a policy.
@@ -71,7 +71,7 @@ def evolved() -> Iterator[Evolved]:
     folder = base / ".semr"
     try:
         demo = start_demo(folder, "--keep", *HOUR, *FIFTY_A_SECOND)
-        output, _ = demo.communicate(timeout=1000)
+        output, _ = demo.communicate(timeout=1500)
         assert demo.returncode == 0, output
         with own_contract() as point_at:
             point_at(folder)
