@@ -67,7 +67,9 @@ class InferenceService:
     @property
     def _scheduler(self) -> Scheduler:
         if self._made is None:
-            self._made = Scheduler(self.state.options)
+            state = self.state
+            self._made = Scheduler(state.options)
+            state.prometheus.read_when_asked(IN_FLIGHT, {"model": state.holder.name}, lambda: self.in_flight)
         return self._made
 
     def check_name(self, model: str) -> ModelHolder:
@@ -136,16 +138,10 @@ class InferenceService:
         if self.in_flight >= limit:
             raise http_errors.overloaded(limit)
         self.in_flight += 1
-        self._show_in_flight()
 
     def leave(self) -> None:
         """The request is answered."""
         self.in_flight -= 1
-        self._show_in_flight()
-
-    def _show_in_flight(self) -> None:
-        state = self.state
-        state.prometheus.record(IN_FLIGHT, self.in_flight, {"model": state.holder.name})
 
     async def infer(
         self,
