@@ -4,6 +4,8 @@
 VENV   := .venv
 PYTHON := $(VENV)/bin/python
 STAMP  := $(VENV)/.semr-installed
+# PyTorch is large (4.5 GB on Linux, most of it for GPUs), and only the QoE example needs it: `make demo` does without.
+TORCH_STAMP := $(VENV)/.semr-torch-installed
 
 # uv chooses among the installed Pythons; PYTHON_VERSION=3.11 pins one.
 PYTHON_VERSION ?= >=3.10,<3.13
@@ -25,12 +27,14 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-scripts test-images lint format bench constraints clean
+.PHONY: help setup torch demo test test-scripts test-images lint format bench constraints clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(STAMP)  ## install everything that demo and test need (they do it by themselves)
+setup: $(STAMP)  ## install what demo needs (it does so by itself)
+
+torch: $(TORCH_STAMP)  ## install PyTorch too, for the QoE example (make test does so by itself)
 
 $(STAMP): pyproject.toml constraints.txt helper_scripts/env-prepare.sh helper_scripts/find-uv.sh
 	helper_scripts/env-prepare.sh
@@ -39,10 +43,15 @@ $(STAMP): pyproject.toml constraints.txt helper_scripts/env-prepare.sh helper_sc
 	  "$$uv" pip install --python $(PYTHON) --compile-bytecode -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
+# Rebuilt after every change of the rest, so that both fit together; in a moment when all is there.
+$(TORCH_STAMP): $(STAMP)
+	"$$(helper_scripts/find-uv.sh)" pip install --python $(PYTHON) --compile-bytecode -c constraints.txt -e '.[$(EXTRAS),torch]'
+	@touch $@
+
 demo: $(STAMP)  ## from nothing to a served model on this machine (KEEP=1 leaves it running)
 	$(PYTHON) -m workflow_examples.mnist.demo $(if $(KEEP),--keep)
 
-test: $(STAMP)  ## unit tests, and tests on real servers (TESTS=tests/unit for a part)
+test: $(TORCH_STAMP)  ## unit tests, and tests on real servers (TESTS=tests/unit for a part)
 ifeq ($(strip $(TESTS)),)
 	@status=0; set -x; \
 	$(PYTHON) -m pytest -n 3 --dist loadfile $(PYTEST_ARGS) $(TESTS_AT_ONCE) || status=$$?; \
@@ -68,7 +77,7 @@ format: $(STAMP)  ## bring the code into ruff's format
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(STAMP)  ## measure start-up, jobs and workflow steps (medians and spread)
+bench: $(TORCH_STAMP)  ## measure start-up, jobs and workflow steps (medians and spread)
 	$(PYTHON) -m bench
 
 constraints: $(STAMP)  ## make constraints.txt anew: the newest versions that install together

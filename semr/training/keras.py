@@ -88,6 +88,7 @@ def fit(
     dataset: DatasetVersion,
     plan: TrainingPlan,
     run_id: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Train the model on the splits `train` and `validation` of a dataset version and log it to an MLflow run.
 
@@ -100,6 +101,7 @@ def fit(
         dataset: version with the splits `train` and `validation`.
         plan: how to train.
         run_id: MLflow run to log to.
+        metadata: what the model declares about its serving, by the keys of `semr.inference.runtime.loading`.
 
     Returns:
         The last epoch's metrics, averaged over the workers.
@@ -131,6 +133,7 @@ def fit(
             "build_model": build_model,
             "to_example": to_example,
             "rows": dict(dataset.splits),
+            "metadata": dict(metadata or {}),
         },
         scaling_config=ray.train.ScalingConfig(num_workers=plan.workers),
         datasets={
@@ -217,7 +220,7 @@ def _train_loop(config: dict[str, Any]) -> None:
     )
     group.close()
     if group.rank == 0:
-        _log_model(model, example_x, config["run_id"])
+        _log_model(model, example_x, config["run_id"], config["metadata"])
 
 
 def _read(reader: ThreadPoolExecutor, split: str, config: dict[str, Any]) -> Future[Shard]:
@@ -314,7 +317,7 @@ def _restore(checkpoint: Any) -> tuple[keras.Model, int]:  # noqa: ANN401 - Ray'
     return model, int(state["epochs_done"])
 
 
-def _log_model(model: keras.Model, example: npt.NDArray[np.float32], run_id: str) -> None:
+def _log_model(model: keras.Model, example: npt.NDArray[np.float32], run_id: str, metadata: Mapping[str, str]) -> None:
     import keras  # noqa: PLC0415
     import mlflow.tensorflow  # noqa: PLC0415
     import tensorflow as tf  # noqa: PLC0415
@@ -334,6 +337,7 @@ def _log_model(model: keras.Model, example: npt.NDArray[np.float32], run_id: str
                 name="model",
                 signature=signature,
                 input_example=example,
+                metadata=dict(metadata),
                 # Given, not inferred: inferring loads the model in a further process.
                 pip_requirements=[
                     f"keras=={keras.__version__}",

@@ -54,6 +54,7 @@ class LoadedModel:
             that of Python code need not; only then may it run in the event loop's thread.
         concurrency: calls that may run at once.
         cost: what a call takes.
+        extensions: modules that add paths of their own to the server.
     """
 
     ref: ModelVersionRef
@@ -67,6 +68,7 @@ class LoadedModel:
     is_steady: bool = False
     concurrency: int = 1
     cost: Cost = Cost()
+    extensions: tuple[str, ...] = ()
 
     def predict(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name for inputs by name.
