@@ -24,6 +24,9 @@ from semr.storage import ObjectStore
 from workflow_examples.mnist.model import to_input
 from workflow_examples.mnist.train import TrainConfig
 
+# The first test that needs an image builds it.
+pytestmark = pytest.mark.timeout(2400)
+
 GetImage = Callable[[str], str]
 
 # A task of every workflow that has work to do without a Ray job: its file, its name, its inputs, what it says.
