@@ -67,11 +67,12 @@ test-scripts:  ## tests of the scripts that install and remove (bats; with Ansib
 test-images: $(STAMP)  ## build the images from a local base and run them (root; buildah, podman, runc, debootstrap)
 	$(PYTHON) -m pytest $(PYTEST_ARGS) tests/images
 
-lint: $(STAMP)  ## ruff, mypy, shellcheck
+lint: $(STAMP)  ## ruff, mypy, shellcheck, hadolint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(PYTHON) -m mypy
 	$(VENV)/bin/shellcheck helper_scripts/*.sh docker_build/*.sh tests/scripts/*.sh .ci/run
+	$(VENV)/bin/hadolint docker_build/*/Dockerfile
 
 format: $(STAMP)  ## bring the code into ruff's format
 	$(VENV)/bin/ruff format .
