@@ -9,7 +9,7 @@ TORCH_STAMP := $(VENV)/.semr-torch-installed
 
 # uv chooses among the installed Pythons; PYTHON_VERSION=3.11 pins one.
 PYTHON_VERSION ?= >=3.10,<3.13
-EXTRAS         ?= tensorflow,onnx,dev
+EXTRAS         ?= stack,tensorflow,onnx,dev
 TESTS          ?=
 PYTEST_ARGS    ?=
 

@@ -2,7 +2,7 @@
 # Installs what the embedded stack needs and pip cannot bring: Prometheus and Alertmanager; and finds or installs uv.
 set -euo pipefail
 
-readonly HELP="Usage: env-prepare.sh [--dry-run] [--help]
+readonly HELP="Usage: env-prepare.sh [--dry-run] [--help] | --cluster [OPTIONS]
 
 Makes sure that these are on this machine:
   prometheus     evaluates the rules of the embedded stack
@@ -13,6 +13,8 @@ Debian and Ubuntu: apt-get, as root or with a sudo that asks for no password. No
 macOS: Homebrew.
 
   --dry-run      say what would be installed, change nothing
+  --cluster      prepare this machine to use a SEMR on a cluster instead: helm, kubectl, semr without the servers, the contract,
+                 Flyte's client configuration; see cluster-client.sh --help for its options
   --help         this text
 
 Running it again installs nothing that is there already. Exit codes: 0 all is there, 1 something could not be installed,
@@ -107,6 +109,11 @@ install_with_brew() {
   [[ "$(id -u)" -ne 0 ]] || fail "Homebrew refuses to run as root: run this script as a normal user."
   brew install "$@" || fail "Homebrew could not install $*: see its messages above and check the network."
 }
+
+if [[ "${1-}" == --cluster ]]; then
+  shift
+  exec "$scripts/cluster-client.sh" "$@"
+fi
 
 dry_run=false
 for argument in "$@"; do

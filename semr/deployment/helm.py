@@ -20,7 +20,13 @@ from semr.errors import DependencyUnavailableError, InvalidInputError
 from semr.registry import ModelVersionRef
 from semr.settings import Settings, get_settings
 
-CHART = Path(semr.__file__).parents[1] / "helm_charts" / "SEMR_inference"
+# In a checkout it is the chart itself; a wheel carries a copy.
+_PACKAGE = Path(semr.__file__).parent
+CHART = next(
+    folder
+    for folder in (_PACKAGE.parent / "helm_charts" / "SEMR_inference", _PACKAGE / "charts" / "SEMR_inference")
+    if folder.is_dir()
+)
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _PORT = 8080
 _HISTORY = 10
