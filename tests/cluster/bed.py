@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import yaml
 from build_programs import Programs
-from certificates import Authority, Pair, kubeconfig, key_bytes, public_bytes
+from certificates import Authority, Pair, key_bytes, kubeconfig, public_bytes
 from cryptography.hazmat.primitives.asymmetric import ec
 from local_servers import free_ports
 

@@ -187,9 +187,11 @@ def _build_program(go: str, name: str, to: Path, deadline: float, *, idle: bool)
 
 def _copy_files(go: str, name: str, to: Path) -> None:
     module, folder = FILES[name]
-    where = next(path for path in MODULES.iterdir() if module.partition("@")[0] in (path / "go.mod").read_text()) if (
-        "@" not in module
-    ) else MODULES / "kubernetes"
+    where = (
+        next(path for path in MODULES.iterdir() if module.partition("@")[0] in (path / "go.mod").read_text())
+        if ("@" not in module)
+        else MODULES / "kubernetes"
+    )
     done = subprocess.run(
         [go, "mod", "download", "-json", module], cwd=where, capture_output=True, text=True, timeout=300, check=False
     )
@@ -212,8 +214,12 @@ def _say(text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--idle", action="store_true", help="use only CPU time that nobody else wants")
-    parser.add_argument("--check", action="store_true", help=f"build nothing; exit code {MISSING} when something is missing")
-    parser.add_argument("--timeout", type=float, default=2400.0, metavar="SECONDS", help="give up after that (default 2400)")
+    parser.add_argument(
+        "--check", action="store_true", help=f"build nothing; exit code {MISSING} when something is missing"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=2400.0, metavar="SECONDS", help="give up after that (default 2400)"
+    )
     parser.add_argument("--only", default="", choices=[*PROGRAMS, *FILES], metavar="NAME", help="build just this one")
     arguments = parser.parse_args()
     if arguments.check:

@@ -84,9 +84,7 @@ class Cluster:
 
     def get(self, kind: str, name: str, namespace: str) -> Object | None:
         """One object, None if it is not there."""
-        done = self.kubectl(
-            "get", kind, name, f"--namespace={namespace}", "--output=json", "--ignore-not-found"
-        )
+        done = self.kubectl("get", kind, name, f"--namespace={namespace}", "--output=json", "--ignore-not-found")
         found: Object | None = json.loads(done.stdout) if done.stdout.strip() else None
         return found
 

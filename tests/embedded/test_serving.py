@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import threading
 import time
@@ -133,6 +134,14 @@ def test_a_switch_under_load_fails_no_request_and_mixes_no_versions(served: Serv
     assert load.errors == []
     assert len(load.answers) > 100
     assert set(load.answers) == {("1", 1.0), ("2", 2.0)}
+
+
+def test_replicas_listen_on_loopback_only(stack: RunningStack, served: Served) -> None:
+    """Ray Serve would open a server that unpickles what anybody sends it."""
+    (replica,) = replicas_of(stack, served.name)
+    listening = [each.laddr.ip for each in replica.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    assert listening
+    assert [each for each in listening if not ipaddress.ip_address(each.removeprefix("::ffff:")).is_loopback] == []
 
 
 def test_a_switch_of_two_replicas_under_load(served: Served) -> None:
