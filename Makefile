@@ -27,7 +27,7 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup torch demo test lint format bench constraints clean
+.PHONY: help setup torch demo test test-scripts test-images lint format bench constraints clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,11 +61,18 @@ else
 	$(PYTHON) -m pytest $(PYTEST_ARGS) $(TESTS)
 endif
 
-lint: $(STAMP)  ## ruff, mypy, shellcheck
+test-scripts:  ## tests of the scripts that install and remove (bats; with Ansible also the playbooks)
+	tests/scripts/run.sh
+
+test-images: $(STAMP)  ## build the images from a local base and run them (root; buildah, podman, runc, debootstrap)
+	$(PYTHON) -m pytest $(PYTEST_ARGS) tests/images
+
+lint: $(STAMP)  ## ruff, mypy, shellcheck, hadolint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(PYTHON) -m mypy
-	$(VENV)/bin/shellcheck helper_scripts/*.sh .ci/run
+	$(VENV)/bin/shellcheck helper_scripts/*.sh docker_build/*.sh tests/scripts/*.sh .ci/run
+	$(VENV)/bin/hadolint docker_build/*/Dockerfile
 
 format: $(STAMP)  ## bring the code into ruff's format
 	$(VENV)/bin/ruff format .

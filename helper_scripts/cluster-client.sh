@@ -115,6 +115,7 @@ contract() {
 write() {
   local file="$1" new
   if $dry_run; then
+    cat >/dev/null
     echo "would write: $file"
     return
   fi

@@ -2,7 +2,7 @@
 # Installs what the embedded stack needs and pip cannot bring: Prometheus and Alertmanager; and finds or installs uv.
 set -euo pipefail
 
-readonly HELP="Usage: env-prepare.sh [--dry-run] [--help] | --cluster [OPTIONS]
+readonly HELP="Usage: env-prepare.sh [--tests] [--dry-run] [--help] | --cluster [OPTIONS]
 
 Makes sure that these are on this machine:
   prometheus     evaluates the rules of the embedded stack
@@ -12,6 +12,8 @@ Makes sure that these are on this machine:
 Debian and Ubuntu: apt-get, as root or with a sudo that asks for no password. No service is started, now or at boot.
 macOS: Homebrew.
 
+  --tests        also, on Debian and Ubuntu, what make test-scripts and make test-images need: bats, Ansible, buildah, podman,
+                 runc, debootstrap
   --dry-run      say what would be installed, change nothing
   --cluster      prepare this machine to use a SEMR on a cluster instead: helm, kubectl, semr without the servers, the contract,
                  Flyte's client configuration; see cluster-client.sh --help for its options
@@ -116,9 +118,11 @@ if [[ "${1-}" == --cluster ]]; then
 fi
 
 dry_run=false
+tests=false
 for argument in "$@"; do
   case "$argument" in
     --dry-run) dry_run=true ;;
+    --tests) tests=true ;;
     -h | --help)
       echo "$HELP"
       exit 0
@@ -134,6 +138,11 @@ case "$(uname -s)" in
     has prometheus || missing+=(prometheus)
     has_alertmanager || missing+=(prometheus-alertmanager)
     can_have_uv || missing+=(python3 python3-venv)
+    if $tests; then
+      for command in bats ansible ansible-lint buildah podman runc debootstrap; do
+        has "$command" || missing+=("$command")
+      done
+    fi
     ;;
   Darwin)
     installer=install_with_brew

@@ -93,6 +93,11 @@ kube get namespace "$namespace" --ignore-not-found --output name >/dev/null ||
 releases="$(helms list --all 2>/dev/null || helms list)" || fail "helm cannot list the releases: see its message above."
 models="$(releases_of semr-inference)"
 main="$(releases_of semr | grep -x "$release" || true)"
+# A name that is mistyped must not cost the models of another one.
+others="$(releases_of semr)"
+if [[ -z "$main" && -n "$others" ]]; then
+  fail "there is no release $release of SEMR in namespace $namespace, but ${others//$'\n'/, }: name it with --release."
+fi
 clusters=""
 if [[ -n "$main" ]]; then
   clusters="$(objects rayservices.ray.io)

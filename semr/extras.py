@@ -14,7 +14,7 @@ _EXTRAS = {
     "jinja2": "workflows",
     "keras": "tensorflow",
     "matplotlib": "workflows",
-    "PIL": "workflows",
+    "PIL": "pictures",
     "prometheus_flask_exporter": "stack",
     "ray": "ray",
     "sklearn": "workflows",
