@@ -88,12 +88,37 @@ class Cluster:
         found: Object | None = json.loads(done.stdout) if done.stdout.strip() else None
         return found
 
-    def can(self, account: str, namespace: str, verb: str, what: str, name: str = "") -> bool:
-        """Whether a ServiceAccount may do it (`what`: RESOURCE[.GROUP])."""
-        target = f"{what}/{name}" if name else what
-        who = f"--as=system:serviceaccount:{namespace}:{account}"
-        done = self.kubectl("auth", "can-i", verb, target, who, f"--namespace={namespace}", "--quiet", check=False)
-        return done.returncode == 0
+    def can_all(
+        self, account: str, namespace: str, questions: list[tuple[str, str, str]], where: str = ""
+    ) -> list[bool]:
+        """What `kubectl auth can-i VERB RESOURCE[/NAME]` says for a ServiceAccount, for many (verb, resource, name) at once.
+
+        `where`: another namespace than that of the account.
+        """
+        reviews = []
+        for verb, what, name in questions:
+            resource, _, group = what.partition(".")
+            resource, _, subresource = resource.partition("/")
+            if "/" in group:
+                group, _, subresource = group.partition("/")
+            attributes = {"namespace": where or namespace, "verb": verb, "group": group, "resource": resource}
+            attributes |= {"subresource": subresource, "name": name}
+            user = f"system:serviceaccount:{namespace}:{account}"
+            groups = ["system:serviceaccounts", f"system:serviceaccounts:{namespace}", "system:authenticated"]
+            reviews.append(
+                {
+                    "apiVersion": "authorization.k8s.io/v1",
+                    "kind": "SubjectAccessReview",
+                    "spec": {"user": user, "groups": groups, "resourceAttributes": attributes},
+                }
+            )
+        done = self.kubectl("create", "-f", "-", "--output=json", text=yaml.safe_dump_all(reviews))
+        answers, rest = [], done.stdout.strip()
+        while rest:
+            answer, end = json.JSONDecoder().raw_decode(rest)
+            answers += answer.get("items", [answer])
+            rest = rest[end:].strip()
+        return [bool(each["status"]["allowed"]) for each in answers]
 
     def install(self, chart: str, release: str, namespace: str, *arguments: str | Path, verb: str = "install") -> None:
         """`helm install` (or another verb); an error fails the test with helm's words."""
