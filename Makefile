@@ -25,10 +25,13 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench constraints clean
+# Seconds that building Kubernetes may take; 0 builds nothing and skips the tests where it is not built yet.
+CLUSTER_BUILD_SECONDS ?= 2400
+
+.PHONY: help setup demo test test-cluster lint format bench constraints clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## install everything that demo and test need (they do it by themselves)
 
@@ -51,6 +54,10 @@ ifeq ($(strip $(TESTS)),)
 else
 	$(PYTHON) -m pytest $(PYTEST_ARGS) $(TESTS)
 endif
+
+test-cluster: $(STAMP)  ## the charts on a Kubernetes API: a test bed built from Go modules, or the cluster of KUBECONFIG
+	SEMR_TEST_CLUSTER_BUILD_SECONDS=$(CLUSTER_BUILD_SECONDS) \
+	  $(PYTHON) -m pytest -ra $(PYTEST_ARGS) $(if $(TESTS),$(TESTS),tests/cluster)
 
 lint: $(STAMP)  ## ruff, mypy, shellcheck
 	$(VENV)/bin/ruff check .

@@ -52,7 +52,9 @@ class Authority:
         general: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
         general += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
         usage = ExtendedKeyUsageOID.SERVER_AUTH
-        return self._sign([x509.NameAttribute(NameOID.COMMON_NAME, names[0])], usage, x509.SubjectAlternativeName(general))
+        return self._sign(
+            [x509.NameAttribute(NameOID.COMMON_NAME, names[0])], usage, x509.SubjectAlternativeName(general)
+        )
 
     def client(self, user: str, group: str = "") -> Pair:
         """For a user of the API, a member of `group`."""
