@@ -1,7 +1,7 @@
 """The test bed: a Kubernetes control plane of this run's own on loopback, with simulated nodes and the KubeRay operator.
 
-Real are etcd, the API server with its admission, the controllers, the scheduler, and the KubeRay operator. Simulated (kwok) are
-the two nodes and their kubelets: pods become Ready and jobs complete, but no container runs.
+Real are etcd, the API server with its admission, the controllers, the scheduler, and the KubeRay operator. Simulated (kwok)
+are the two nodes and their kubelets: pods become Ready and jobs complete, but no container runs.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ import yaml
 from build_programs import Programs
 from certificates import Authority, Pair, key_bytes, kubeconfig, public_bytes
 from cryptography.hazmat.primitives.asymmetric import ec
-from local_servers import free_ports
 
 from semr.stack import launch
+
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
+from local_servers import free_ports
 
 SERVICE_NETWORK = "10.96.0.0/16"
 #: Where simulated pods seem to be; nothing is reached there.
@@ -39,7 +41,7 @@ NODE_CAPACITY = {"cpu": "32", "memory": "256Gi", "pods": "200", "ephemeral-stora
 STORAGE_CLASSES = ("standard", "fast")
 #: A pod with this annotation never becomes Ready, as one whose model cannot be loaded.
 NEVER_READY = "semr-test-never-ready"
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 _STOP_SECONDS = 10.0
 
 
@@ -303,6 +305,7 @@ def _make_nodes_and_storage(bed: Bed) -> None:
                 "kind": "StorageClass",
                 "metadata": {"name": name, "annotations": default},
                 "provisioner": "semr.test/simulated",
+                "allowVolumeExpansion": True,
             }
         )
     _kubectl(bed, "create", "-f", "-", text=yaml.safe_dump_all(objects))
@@ -312,12 +315,12 @@ def _apply_definitions(bed: Bed) -> None:
     """Custom resources as the operators' modules define them, as they are too large for `kubectl apply`."""
     for folder in sorted((bed.programs.folder / "definitions").iterdir()):
         _kubectl(bed, "create", "-f", str(folder))
-    _kubectl(bed, "wait", "--for=condition=Established", "--timeout=60s", "customresourcedefinition", "--all")
+    _kubectl(bed, "wait", "--for=condition=Established", "--timeout=180s", "customresourcedefinition", "--all")
 
 
 def _kubectl(bed: Bed, *arguments: str, text: str | None = None) -> None:
     command = [str(bed.programs.program("kubectl")), f"--kubeconfig={bed.kubeconfig}", *arguments]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode != 0:
         bed.check()
         raise BedError(f"kubectl {' '.join(arguments)}: {done.stderr}")
@@ -332,3 +335,29 @@ def _write_kubeconfig(bed: Bed, name: str, user: Pair) -> None:
 def _clean_environment() -> dict[str, str]:
     """Without proxies, which must not stand between the servers."""
     return {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+
+
+def main() -> int:
+    """Hold a bed until Ctrl-C, for work on the charts: `KUBECONFIG=... helm install ...`."""
+    from build_programs import BuildError, build
+    from cluster_network import ClusterNetwork
+
+    network = ClusterNetwork()
+    try:
+        with running_bed(build(timeout_seconds=2400)) as bed:
+            start_kuberay(bed, network.url)
+            print(f"export KUBECONFIG={bed.kubeconfig} PATH={bed.programs.folder / 'bin'}:$PATH", flush=True)
+            while True:
+                time.sleep(1)
+                bed.check()
+    except (BuildError, BedError) as error:
+        print(f"bed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        network.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

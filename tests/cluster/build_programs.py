@@ -7,6 +7,7 @@ else; `--check` builds nothing and exits with 3 when something is missing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -14,6 +15,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -103,7 +105,7 @@ def find_go() -> str:
     return go
 
 
-def build(timeout_seconds: float, *, idle: bool = False, only: str = "") -> Programs:
+def build(timeout_seconds: float, *, only: str = "") -> Programs:
     """Build what is missing, or `only` one of it; a second process that wants the same waits for the first one.
 
     Raises:
@@ -124,7 +126,7 @@ def build(timeout_seconds: float, *, idle: bool = False, only: str = "") -> Prog
             if name in FILES:
                 _copy_files(go, name, programs.folder / name)
             else:
-                _build_program(go, name, programs.program(name), deadline, idle=idle)
+                _build_program(go, name, programs.program(name), deadline)
             _say(f"made {name} in {time.monotonic() - began:.0f} s")
     return programs
 
@@ -143,7 +145,7 @@ def _alone(path: Path, deadline: float) -> Iterator[None]:
         yield
 
 
-def _build_program(go: str, name: str, to: Path, deadline: float, *, idle: bool) -> None:
+def _build_program(go: str, name: str, to: Path, deadline: float) -> None:
     folder, package = PROGRAMS[name]
     to.parent.mkdir(exist_ok=True)
     unfinished = to.with_suffix(f".{os.getpid()}")
@@ -160,28 +162,27 @@ def _build_program(go: str, name: str, to: Path, deadline: float, *, idle: bool)
     flags = " ".join(["-s", "-w", *(f"-X {key}={value}" for key, value in settings.items())])
     command = [go, "build", "-mod=readonly", f"-p={_AT_ONCE}", "-trimpath", f"-ldflags={flags}", "-o", str(unfinished)]
 
-    def step_back() -> None:
-        os.nice(10)
-        if idle and hasattr(os, "SCHED_IDLE"):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
+    process = subprocess.Popen(
+        [*command, package],
+        cwd=MODULES / folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A group of its own, so that compilers end with it.
+        start_new_session=True,
+    )
     try:
-        done = subprocess.run(
-            [*command, package],
-            cwd=MODULES / folder,
-            capture_output=True,
-            text=True,
-            timeout=max(1.0, deadline - time.monotonic()),
-            check=False,
-            preexec_fn=step_back,
-        )
-        if done.returncode != 0:
-            raise BuildError(f"{name} does not build: {done.stderr.strip()[-2000:]}")
+        _, errors = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
+        if process.returncode != 0:
+            raise BuildError(f"{name} does not build: {errors.strip()[-2000:]}")
         unfinished.replace(to)
     except subprocess.TimeoutExpired:
         # The compiler keeps finished packages, so that the next try goes on from here.
         raise BuildError(f"the time was up while {name} was built") from None
     finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         unfinished.unlink(missing_ok=True)
 
 
@@ -222,6 +223,11 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", choices=[*PROGRAMS, *FILES], metavar="NAME", help="build just this one")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if arguments.idle:
+        os.nice(19)
+        if hasattr(os, "SCHED_IDLE"):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     if arguments.check:
         missing = cached().missing
         if missing:
@@ -229,7 +235,7 @@ def main() -> int:
             return MISSING
     else:
         try:
-            build(arguments.timeout, idle=arguments.idle, only=arguments.only)
+            build(arguments.timeout, only=arguments.only)
         except BuildError as error:
             _say(str(error))
             return FAILED

@@ -1,7 +1,7 @@
 """What stands for the cluster's network: an HTTP proxy that knows where the name of a service leads.
 
-The KubeRay operator asks Ray's dashboard by the name of its service. In the test bed nothing resolves that name and no Ray runs
-in the simulated pod; the proxy passes the request on to a real Ray on this machine, or says 503 where there is none.
+The KubeRay operator asks Ray's dashboard by the name of its service. In the test bed nothing resolves that name and no Ray
+runs in the simulated pod; the proxy passes the request on to a real Ray on this machine, or says 503 where there is none.
 """
 
 from __future__ import annotations

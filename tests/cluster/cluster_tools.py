@@ -37,13 +37,14 @@ PREPARED_SECRETS = {
     "semr-database": ("mlflow-password", "flyte-password"),
     "semr-s3": ("mlflow-access-key", "mlflow-secret-key", "flyte-access-key", "flyte-secret-key"),
     "semr-ray-token": ("auth_token",),
-    "semr-redis": ("redis-password",),
     "grafana-admin": ("admin-user", "admin-password"),
     "registry": (),
     "mlflow-auth": ("username", "password"),
 }
 
 
+#: Likewise, but of a name that the chart gives to one of its own in other profiles.
+EXTERNAL_SECRETS = {"semr-redis": ("redis-password",)}
 #: Names of PriorityClasses that profiles name.
 PRIORITY_CLASSES = ("semr", "serving")
 
@@ -165,16 +166,7 @@ class Cluster:
         """A namespace with the Secrets that profiles name; it is removed with all that is in it."""
         name = f"{prefix}-{uuid.uuid4().hex[:6]}"
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels or {}}})
-        secrets = []
-        for secret, keys in PREPARED_SECRETS.items():
-            each: Object = {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": secret},
-                "stringData": {key: f"prepared-{key}" for key in keys},
-            }
-            secrets.append(each)
-        self.apply(*secrets, namespace=name)
+        self.prepare(name, PREPARED_SECRETS)
         try:
             yield name
         finally:
@@ -182,6 +174,19 @@ class Cluster:
             for release in self.releases(name):
                 self.helm_run("uninstall", release, namespace=name)
             self.kubectl("delete", "namespace", name, "--wait=false", check=False)
+
+    def prepare(self, namespace: str, secrets: dict[str, tuple[str, ...]]) -> None:
+        """Make Secrets with these keys."""
+        objects = [
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": name},
+                "stringData": {key: f"prepared-{key}" for key in keys},
+            }
+            for name, keys in secrets.items()
+        ]
+        self.apply(*objects, namespace=namespace)
 
     def releases(self, namespace: str) -> list[str]:
         """Names of the releases of a namespace, whatever state they are in."""

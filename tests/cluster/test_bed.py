@@ -44,7 +44,7 @@ def test_simulated_nodes_are_ready_and_say_that_they_are_simulated(cluster: Clus
 
 
 def test_admission_is_real(cluster: Cluster, namespace: str, bed: Bed) -> None:
-    """What a stand-in for the API would take: an unknown PriorityClass, a forbidden pod, a wrong field of a custom resource."""
+    """It refuses an unknown PriorityClass, a wrong pod, and a custom resource that its definition does not allow."""
     pod = {"containers": [{"name": "c", "image": "i"}]}
     for each, reason in (
         ({"apiVersion": "v1", "kind": "Pod", "spec": {**pod, "priorityClassName": "nobody"}}, "no PriorityClass"),

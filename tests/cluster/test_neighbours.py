@@ -100,7 +100,11 @@ def test_a_restricted_namespace_admits_all_pods(cluster: Cluster, chart: str, pr
     release = PROFILES[chart][0]
     with cluster.namespace("restricted", RESTRICTED) as name:
         done = cluster.helm_run(
-            "install", release, cluster.helm.charts / chart, namespace=name, arguments=tuple(profile_arguments(chart, profile))
+            "install",
+            release,
+            cluster.helm.charts / chart,
+            namespace=name,
+            arguments=tuple(profile_arguments(chart, profile)),
         )
         assert done.returncode == 0, done.stderr
         assert "would violate PodSecurity" not in done.stderr, done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from chart_tools import CASES, PROFILES
-from cluster_tools import NAMESPACED_KINDS, PREPARED_SECRETS, Cluster, profile_arguments
+from cluster_tools import EXTERNAL_SECRETS, NAMESPACED_KINDS, PREPARED_SECRETS, Cluster, profile_arguments
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -14,6 +14,8 @@ def test_install_test_uninstall_on_simulated_nodes(
     cluster: Cluster, namespace: str, chart: str, profile: str | None
 ) -> None:
     release = PROFILES[chart][0]
+    if profile == "external-services-values":
+        cluster.prepare(namespace, EXTERNAL_SECRETS)
     before = _names(cluster, namespace)
     cluster.install(chart, release, namespace, *profile_arguments(chart, profile))
     cluster.wait_for_ready(namespace, release)

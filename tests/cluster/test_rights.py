@@ -44,9 +44,7 @@ def release(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[tuple[
 
 
 @pytest.mark.parametrize("account", ["semr-evolution", "semr-tasks"])
-def test_deployers_may_do_what_they_must_and_no_more(
-    cluster: Cluster, release: tuple[str, str], account: str
-) -> None:
+def test_deployers_may_do_what_they_must_and_no_more(cluster: Cluster, release: tuple[str, str], account: str) -> None:
     namespace, target = release
     allowed = [("get", "rayservices.ray.io", "semr-serving"), ("patch", "rayservices.ray.io", "semr-serving")]
     helm = [

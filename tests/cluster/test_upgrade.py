@@ -74,7 +74,9 @@ def test_upgrade_from_the_last_release_and_back(
             assert after[component] == names, f"{component} was restarted, though its pods are to be the same"
 
     deploy_models(cluster, namespace)
-    done = cluster.helm_run("rollback", RELEASE, "1", namespace=namespace, arguments=WAYS[way][:1] if way == "server-side" else ())
+    done = cluster.helm_run(
+        "rollback", RELEASE, "1", namespace=namespace, arguments=WAYS[way][:1] if way == "server-side" else ()
+    )
     assert done.returncode == 0, done.stderr
     cluster.wait_for_ready(namespace, RELEASE)
     assert _secrets(cluster, namespace).items() >= secrets.items()
@@ -110,9 +112,7 @@ def test_served_models_and_workers_outlive_upgrade_and_rollback(cluster: Cluster
         cluster.install("SEMR", RELEASE, installed, "--force-conflicts", "--set=mlflow.workers=4", verb=verb)
         assert _served(cluster, installed) == MODELS
         assert _workers(cluster, installed) == 2
-    done = cluster.helm_run(
-        "rollback", RELEASE, str(revision), namespace=installed, arguments=("--force-conflicts",)
-    )
+    done = cluster.helm_run("rollback", RELEASE, str(revision), namespace=installed, arguments=("--force-conflicts",))
     assert done.returncode == 0, done.stderr
     assert _served(cluster, installed) == MODELS
 
@@ -140,14 +140,16 @@ def test_an_upgrade_after_a_deployment_needs_no_force(cluster: Cluster, installe
         ("general.podLabels.team=ml", "general.podAnnotations.owner=ml", "general.priorityClassName=semr"),
         ("gateway.type=nodePort", "general.host=semr.example.org"),
         ("gateway.type=ingress", "general.host=semr.example.org"),
-        ("postgresql.persistence.enabled=false", "minio.persistence.enabled=false", "evolution.persistence.enabled=false"),
+        (
+            "postgresql.persistence.enabled=false",
+            "minio.persistence.enabled=false",
+            "evolution.persistence.enabled=false",
+        ),
         ("general.nodeSelector.kubernetes\\.io/arch=arm64", "ray.jobs.workerGroups.arm64.enabled=true"),
     ],
     ids=lambda changes: changes[0].split("=")[0],
 )
-def test_no_change_meets_an_immutable_field(
-    cluster: Cluster, fault_tolerant: str, changes: tuple[str, ...]
-) -> None:
+def test_no_change_meets_an_immutable_field(cluster: Cluster, fault_tolerant: str, changes: tuple[str, ...]) -> None:
     """There and back again, each with all pods ready on simulated nodes."""
     base = ("--set=ray.gcsFaultTolerance.enabled=true",)
     for each in ([f"--set={change}" for change in changes], []):
