@@ -27,12 +27,11 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup torch demo test test-scripts test-images lint format bench constraints clean
+.PHONY: help setup torch demo test test-scripts test-cluster test-images lint format bench constraints clean
 =======
 # Seconds that building Kubernetes may take; 0 builds nothing and skips the tests where it is not built yet.
 CLUSTER_BUILD_SECONDS ?= 2400
 
-.PHONY: help setup demo test test-cluster lint format bench constraints clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'

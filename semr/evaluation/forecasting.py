@@ -134,7 +134,9 @@ def judge_forecast(
     shape = (len(series), len(columns))
     if MODEL not in forecasts or not len(series) or any(each.shape != shape for each in (actual, *forecasts.values())):
         shapes = {name: each.shape for name, each in {"actual": actual, **forecasts}.items()}
-        raise InvalidInputError(f"Forecasts need a {MODEL!r} and the shape {shape} with at least one row, not {shapes}.")
+        raise InvalidInputError(
+            f"Forecasts need a {MODEL!r} and the shape {shape} with at least one row, not {shapes}."
+        )
     if not all(np.isfinite(each).all() for each in (actual, *forecasts.values())):
         raise InvalidInputError("A forecast or an actual value is not a finite number.")
     truth = np.asarray(actual, np.float64)
@@ -152,9 +154,9 @@ def judge_forecast(
         for number, name in enumerate(names)
         for place, column in enumerate(columns)
     )
-    counts = varies[index]
+    counts: npt.NDArray[np.bool_] = np.take(varies, index, axis=0)
     is_scored = counts.any(axis=1)
-    scores = _scores(misses, counts, is_scored, truth)
+    scores = _scores(misses, counts, np.asarray(is_scored), truth)
     baselines = [name for name in forecasts if name != MODEL]
     best = max(baselines, key=lambda name: float(scores[name].mean())) if baselines and is_scored.any() else ""
     metrics = {
@@ -207,7 +209,9 @@ def _scores(
     if not is_scored.any():
         return {name: np.zeros(0) for name in misses}
     # Columns differ in size: each in units of its own variation.
-    units = np.array([column[used].std() if used.any() else 1.0 for column, used in zip(truth.T, counts.T, strict=True)])
+    units = np.array(
+        [column[used].std() if used.any() else 1.0 for column, used in zip(truth.T, counts.T, strict=True)]
+    )
     units[units == 0] = 1.0
     kept = counts[is_scored]
     return {

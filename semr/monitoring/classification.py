@@ -9,6 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from semr.errors import InvalidInputError
+
+#: Key of an MLflow model's metadata by which a forecaster tells that it is one: for each value that it gives, the error up to
+#: which a forecast counts as right, separated by commas.
+TOLERANCE_KEY = "semr.tolerance"
+
 # Softmax in half precision is off by less than this.
 _SUM_TOLERANCE = 5e-3
 
@@ -47,6 +53,23 @@ def _classify_row(row: list[float]) -> Classification | None:
         return None
     most = max(row)
     return Classification(np.array([row.index(most)], np.int64), np.array([most]))
+
+
+def parse_tolerance(text: object) -> tuple[float, ...] | None:
+    """The tolerances under `TOLERANCE_KEY`, None when a model has none.
+
+    Raises:
+        InvalidInputError: they are no numbers from 0 on.
+    """
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in str(text).split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(0 <= value < float("inf") for value in values):
+        raise InvalidInputError(f"The model's metadata {TOLERANCE_KEY} are no numbers from 0 on: {text!r}.")
+    return values
 
 
 def _are_probabilities(output: npt.NDArray[Any]) -> bool:

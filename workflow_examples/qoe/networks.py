@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,9 @@ class Forecaster(nn.Module):
         self.steps, self.columns = config.steps, config.columns
         bodies = {"lstm": _Recurrent, "tcn": _Convolutional, "linear": _Linear}
         self.body: nn.Module = bodies[config.architecture](config)
-        self.head = nn.Linear(config.steps * config.columns if config.architecture == "linear" else config.hidden, config.columns)
+        self.head = nn.Linear(
+            config.steps * config.columns if config.architecture == "linear" else config.hidden, config.columns
+        )
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -66,13 +69,14 @@ class _Convolutional(nn.Module):
         super().__init__()
         widths = [config.columns, *[config.hidden] * config.layers]
         self.layers = nn.ModuleList(
-            nn.Conv1d(before, after, 3, dilation=2**index) for index, (before, after) in enumerate(zip(widths, widths[1:]))
+            nn.Conv1d(before, after, 3, dilation=2**index)
+            for index, (before, after) in enumerate(itertools.pairwise(widths))
         )
-        self.shortcuts = nn.ModuleList(nn.Conv1d(before, after, 1) for before, after in zip(widths, widths[1:]))
+        self.shortcuts = nn.ModuleList(nn.Conv1d(before, after, 1) for before, after in itertools.pairwise(widths))
 
     def forward(self, window: Tensor) -> Tensor:
         signal = window.transpose(1, 2)
-        for index, (layer, shortcut) in enumerate(zip(self.layers, self.shortcuts)):
+        for index, (layer, shortcut) in enumerate(zip(self.layers, self.shortcuts, strict=True)):
             padded = nn.functional.pad(signal, (2 * 2**index, 0))
             signal = torch.relu(layer(padded)) + shortcut(signal)
         return signal[:, :, -1]

@@ -1,3 +1,0 @@
-"""What training is told and how it fails, whatever the framework."""
-
-from __future__ import annotations
