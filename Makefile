@@ -12,6 +12,8 @@ PYTHON_VERSION ?= >=3.10,<3.13
 EXTRAS         ?= stack,tensorflow,onnx,dev
 TESTS          ?=
 PYTEST_ARGS    ?=
+# Seconds that building Kubernetes for test-cluster may take; 0 builds nothing and skips the tests where it is not built yet.
+CLUSTER_BUILD_SECONDS ?= 2400
 
 # Those that need no stack of their own mostly wait, and do so at the same time.
 TESTS_AT_ONCE  := tests/unit tests/charts
@@ -28,10 +30,6 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup torch demo test test-scripts test-cluster test-images lint format bench constraints clean
-=======
-# Seconds that building Kubernetes may take; 0 builds nothing and skips the tests where it is not built yet.
-CLUSTER_BUILD_SECONDS ?= 2400
-
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
