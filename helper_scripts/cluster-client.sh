@@ -138,19 +138,6 @@ admin:
 YAML
 }
 
-if [[ ! -e "$scripts/../.venv/bin/python" ]]; then
-  if $dry_run; then
-    echo "would install: semr with the extra 'workflows' into .venv"
-  else
-    uv="$("$scripts/find-uv.sh")"
-    say "installing semr with what workflows need into .venv"
-    (
-      cd "$scripts/.."
-      "$uv" venv --quiet --python '>=3.10,<3.13' .venv
-      "$uv" pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[workflows]'
-    ) || fail "semr could not be installed: see the message above."
-  fi
-fi
 refuse_to_replace "$env_file"
 refuse_to_replace "$flyte_config"
 kubectl="$("$scripts/find-kubectl.sh")"
@@ -159,6 +146,20 @@ say "kubectl is $kubectl, helm is $helm"
 ask get configmap "$release-contract" --output name >/dev/null ||
   fail "there is no release $release of the chart semr in namespace $namespace, or the cluster does not answer: see kubectl's \
 message above, and --release, --namespace, --context."
+if [[ ! -e "$scripts/../.venv/bin/python" ]]; then
+  if $dry_run; then
+    echo "would install: semr with the extra 'workflows' into .venv"
+  else
+    uv="$("$scripts/find-uv.sh")"
+    say "installing semr with what workflows need into .venv"
+    (
+      cd "$scripts/.." &&
+        "$uv" venv --quiet --python '>=3.10,<3.13' .venv &&
+        "$uv" pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable \
+          '.[workflows]'
+    ) || fail "semr could not be installed: see the message above."
+  fi
+fi
 pairs="$(contract)"
 write "$env_file" <<<"$pairs"
 endpoint="$(sed -n 's/^SEMR_FLYTE_ENDPOINT=//p' <<<"$pairs")"

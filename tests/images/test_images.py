@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import subprocess
@@ -10,8 +11,10 @@ from collections.abc import Callable
 from contextlib import closing
 
 import httpx
+import numpy as np
 import pytest
 from image_tools import IMAGES, ROOT, Container, container, healthcheck, run_once, sh
+from PIL import Image
 from stack_tools import RunningStack
 from workflow_tools import small_dataset, small_run
 
@@ -124,6 +127,12 @@ def test_model_deployment_serves_the_champion(
         (probabilities,) = answer.outputs.values()
         # Two epochs on a few hundred pictures: far better than one in ten.
         assert (probabilities.argmax(axis=1) == holdout["label"].to_numpy()).mean() > 0.5
+
+        # The path that the model brings along, which needs a library of its own.
+        picture = io.BytesIO()
+        Image.fromarray(np.asarray(holdout["image"][0].as_py(), np.uint8).reshape(28, 28)).save(picture, "PNG")
+        path = f"http://127.0.0.1:{port}/v1/models/mnist:predict-image"
+        assert httpx.post(path, files={"image": picture.getvalue()}).json()["label"] in range(10)
 
         exit_code, seconds = server.stop()
         assert exit_code == 0, server.logs()[-2000:]

@@ -102,6 +102,21 @@ def test_only_what_is_missing_is_installed(machine: Machine) -> None:
     assert result.returncode == 0 and "installing: prometheus\n" in result.stdout
 
 
+def test_what_the_tests_of_scripts_and_images_need_is_installed_when_asked_for(machine: Machine) -> None:
+    for name in ("uv", "prometheus", "alertmanager", "apt-get", "podman"):
+        machine.command(name)
+    result = machine.run("env-prepare.sh", "--tests", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert "would install: bats ansible ansible-lint buildah runc debootstrap\n" in result.stdout
+    assert "nothing to install" in machine.run("env-prepare.sh").stdout
+
+
+def test_cluster_hands_over_to_the_script_for_clients(machine: Machine) -> None:
+    machine.command("basename", f'exec {shutil.which("basename")} "$@"')
+    result = machine.run("env-prepare.sh", "--cluster", "--nonsense")
+    assert result.returncode == 2 and "cluster-client: unknown argument '--nonsense'" in result.stderr
+
+
 def test_lists_are_refreshed_when_the_first_try_fails_and_failure_takes_the_policy_back(machine: Machine) -> None:
     machine.command("uv")
     machine.user(SUDO)
