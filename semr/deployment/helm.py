@@ -116,9 +116,10 @@ class HelmTarget:
     def _overriding(self) -> list[str]:
         """Fields that others have changed, as `kubectl scale` does, are the release's again.
 
-        Helm 4 otherwise refuses the whole upgrade; Helm 3 always does so.
+        Helm 4 otherwise refuses the whole upgrade; Helm 3 always does so. A release that Helm 3 made is not applied on the
+        server's side unless that is said.
         """
-        return ["--force-conflicts"] if self._major >= 4 else []
+        return ["--server-side=true", "--force-conflicts"] if self._major >= 4 else []
 
     @cached_property
     def _major(self) -> int:

@@ -7,6 +7,7 @@ are the two nodes and their kubelets: pods become Ready and jobs complete, but n
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import signal
@@ -36,7 +37,7 @@ SERVICE_NETWORK = "10.96.0.0/16"
 POD_NETWORK = "10.244.0.1/16"
 #: Simulated nodes by architecture, and what each seems to have.
 NODES = {"simulated-amd64": "amd64", "simulated-arm64": "arm64"}
-NODE_CAPACITY = {"cpu": "32", "memory": "256Gi", "pods": "200", "ephemeral-storage": "1Ti"}
+NODE_CAPACITY = {"cpu": "64", "memory": "512Gi", "pods": "400", "ephemeral-storage": "1Ti", "nvidia.com/gpu": "8"}
 #: StorageClasses of simulated volumes: the default, and the one that a profile names.
 STORAGE_CLASSES = ("standard", "fast")
 #: A pod with this annotation never becomes Ready, as one whose model cannot be loaded.
@@ -237,21 +238,26 @@ def _start_kwok(bed: Bed) -> None:
 
 
 def _stages(programs: Programs) -> list[dict[str, Any]]:
-    """Kwok's own stages, changed in three places: what these tests need differs from its defaults there."""
+    """Kwok's own stages, changed where these tests need something else."""
     stages = []
     for path in sorted((programs.folder / "stages").rglob("*.yaml")):
         # All our StorageClasses are simulated.
         text = path.read_text().replace("== 'kwok-volume'", f"in {list(STORAGE_CLASSES)}")
         stages += [each for each in yaml.safe_load_all(text) if each and each["kind"] == "Stage"]
+    also = []
     for stage in stages:
         expressions = stage["spec"]["selector"].get("matchExpressions", [])
         if stage["metadata"]["name"] == "pod-ready":
             expressions.append({"key": f'.metadata.annotations["{NEVER_READY}"]', "operator": "DoesNotExist"})
         if stage["metadata"]["name"] == "pod-complete":
-            # Pods of helm's tests have no owner; what they share with those of jobs is that they are not restarted.
-            expressions[:] = [each for each in expressions if "ownerReferences" not in str(each.get("key"))]
-            expressions.append({"key": ".spec.restartPolicy", "operator": "In", "values": ["Never", "OnFailure"]})
-    return stages
+            tests = copy.deepcopy(stage)
+            tests["metadata"]["name"] = "pod-complete-helm-test"
+            # Pods of jobs are told by their owner, those of `helm test` by what helm calls them.
+            chosen = [each for each in expressions if "ownerReferences" not in str(each.get("key"))]
+            chosen.append({"key": '.metadata.annotations["helm.sh/hook"]', "operator": "Exists"})
+            tests["spec"]["selector"]["matchExpressions"] = chosen
+            also.append(tests)
+    return stages + also
 
 
 def _wait_for_api(bed: Bed) -> None:
@@ -342,6 +348,8 @@ def main() -> int:
     from build_programs import BuildError, build
     from cluster_network import ClusterNetwork
 
+    # Ended by `kill`, it clears up as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     network = ClusterNetwork()
     try:
         with running_bed(build(timeout_seconds=2400)) as bed:

@@ -199,7 +199,9 @@ class Cluster:
     def not_ready(self, namespace: str, release: str) -> list[str]:
         """What of a release is not ready yet, Ray's clusters included."""
         problems = []
-        kinds = "deployments.apps,statefulsets.apps,jobs.batch,persistentvolumeclaims,rayclusters.ray.io"
+        kinds = (
+            "deployments.apps,statefulsets.apps,jobs.batch,persistentvolumeclaims,rayclusters.ray.io,rayservices.ray.io"
+        )
         for each in self.all(kinds, namespace):
             status, spec = each.get("status", {}), each["spec"]
             name = f"{each['kind']}/{each['metadata']['name']}"
@@ -214,6 +216,8 @@ class Cluster:
                 problems.append(f"{name} is not complete")
             elif each["kind"] == "PersistentVolumeClaim" and status.get("phase") != "Bound":
                 problems.append(f"{name} is {status.get('phase')}")
+            elif each["kind"] == "RayService" and "rayClusterName" not in json.dumps(status):
+                problems.append(f"{name} has no cluster yet")
             elif each["kind"] == "RayCluster" and status.get("state") != "ready":
                 problems.append(f"{name} is {status.get('state')!r}: {status.get('reason', '')}")
         if problems:

@@ -77,7 +77,9 @@ def cluster(request: pytest.FixtureRequest, helm: Helm) -> Cluster:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("KUBECONFIG names a cluster, but there is no kubectl on PATH")
-    cluster = Cluster(kubectl, existing, helm, simulated=False)
+    nodes = Cluster(kubectl, existing, helm, simulated=False).kubectl("get", "nodes", "--output=name", check=False)
+    simulated = all("/simulated-" in name for name in nodes.stdout.split()) and bool(nodes.stdout)
+    cluster = Cluster(kubectl, existing, helm, simulated)
     for name in ("rayservices.ray.io", "servicemonitors.monitoring.coreos.com", "httproutes.gateway.networking.k8s.io"):
         found = cluster.kubectl("get", "customresourcedefinition", name, check=False)
         if found.returncode != 0:

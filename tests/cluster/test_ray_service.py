@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cluster_network import ClusterNetwork
-from cluster_tools import Cluster, Object
+from cluster_tools import Cluster, Object, existing_kubeconfig
 from stack_tools import own_contract, require_programs
 from workflow_tools import register_constant
 
@@ -84,8 +84,8 @@ def serving(
     cluster: Cluster, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Serving]:
     """An embedded stack, and SEMR in a namespace with the same Ray token."""
-    if not cluster.simulated:
-        pytest.skip("the Ray of this machine can only stand behind simulated pods")
+    if existing_kubeconfig() is not None:
+        pytest.skip("the Ray of this machine can only stand behind the pods of this run's own test bed")
     require_programs()
     network: ClusterNetwork = request.getfixturevalue("network")
     base = Path(tempfile.mkdtemp(prefix="semr-test-"))

@@ -64,7 +64,7 @@ def test_deploying_is_an_upgrade_that_waits_and_takes_itself_back(helm: FakeHelm
     assert words[:3] == ["upgrade", "inference-mnist", str(CHART)]
     for word in (
         "--install", "--reset-then-reuse-values", "--wait", "--timeout=90s", "--history-max=10", "--rollback-on-failure",
-        "--force-conflicts",
+        "--server-side=true", "--force-conflicts",
         "--set-string=model.name=mnist", "--set-string=model.version=8", "--set=replicas=2",
         "--set-string=mlflow.url=http://mlflow:5000", "--namespace=ml",
     ):  # fmt: skip
@@ -99,7 +99,9 @@ def test_removing_and_rolling_back(helm: FakeHelm) -> None:
     target(helm).remove("mnist")
     target(helm).roll_back("mnist", 60)
     assert helm.calls[0].startswith("uninstall inference-mnist --ignore-not-found --wait")
-    assert helm.calls[2].startswith("rollback inference-mnist --wait --timeout=60s --force-conflicts")
+    assert helm.calls[2].startswith(
+        "rollback inference-mnist --wait --timeout=60s --server-side=true --force-conflicts"
+    )
 
 
 def test_without_helm_the_error_says_so(tmp_path: Path) -> None:
