@@ -1,4 +1,4 @@
-"""What a model said, as classes: the common ground of prediction counts, feedback and recording."""
+"""What a model said, as classes or as forecasts: the common ground of prediction counts, feedback and recording."""
 
 from __future__ import annotations
 
@@ -25,6 +25,29 @@ class Classification:
 
     classes: npt.NDArray[np.int64]
     confidences: npt.NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Forecast values (rows, values) float32, and the error of each value (values,) up to which it counts as right."""
+
+    values: npt.NDArray[np.float32]
+    tolerance: tuple[float, ...]
+
+
+Said = Classification | Forecast
+
+
+def understand(outputs: Mapping[str, npt.NDArray[Any]], tolerance: tuple[float, ...] | None) -> Said | None:
+    """What the outputs say: forecasts of a model that declares a tolerance, else `classify`.
+
+    A forecaster's first output counts, (rows, ...) with as many values a row as tolerances.
+    """
+    if tolerance is None:
+        return classify(outputs)
+    output = next(iter(outputs.values()))
+    values = output.reshape(len(output), -1).astype(np.float32) if output.ndim else output.reshape(1, 1)
+    return Forecast(values, tolerance) if values.shape[1] == len(tolerance) else None
 
 
 def classify(outputs: Mapping[str, npt.NDArray[Any]]) -> Classification | None:

@@ -22,6 +22,7 @@ from semr.inference.runtime.contract import Contract, read_contract, read_exampl
 from semr.inference.runtime.model import LoadedModel, ModelLoadError
 from semr.inference.runtime.native import Backend, native_backend
 from semr.inference.tensors import Array, is_finite
+from semr.monitoring.classification import TOLERANCE_KEY, parse_tolerance
 from semr.registry import ModelVersionRef, Registry
 from semr.settings import Settings, get_settings
 
@@ -109,6 +110,7 @@ def _open(ref: ModelVersionRef, folder: Path, options: ServerOptions) -> LoadedM
         is_steady=backend.is_steady and all(-1 not in tensor.shape[1:] for tensor in contract.inputs),
         concurrency=_concurrency(declared),
         cost=probe.measure(backend.predict, contract, example, is_batchable),
+        tolerance=parse_tolerance(declared.get(TOLERANCE_KEY)),
     )
     try:
         loaded.check(probe.first_rows(example, contract.inputs, 1))

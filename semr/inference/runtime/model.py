@@ -54,6 +54,7 @@ class LoadedModel:
             that of Python code need not; only then may it run in the event loop's thread.
         concurrency: calls that may run at once.
         cost: what a call takes.
+        tolerance: of a forecaster, the error of each value up to which a forecast counts as right; None for other models.
     """
 
     ref: ModelVersionRef
@@ -67,6 +68,7 @@ class LoadedModel:
     is_steady: bool = False
     concurrency: int = 1
     cost: Cost = Cost()
+    tolerance: tuple[float, ...] | None = None
 
     def predict(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name for inputs by name.
