@@ -24,14 +24,13 @@ from semr.monitoring.live_data import read_labelled_window
 from semr.registry import Registry
 from semr.settings import ENV_FILE_VARIABLE, ENV_PREFIX
 from semr.storage import ObjectStore
-
-pytest.importorskip("torch")
-
 from workflow_examples.qoe import traffic
 from workflow_examples.qoe.evaluate import read_split
 from workflow_examples.qoe.features import WindowPlan
 from workflow_examples.qoe.synthetic import Synthetic
 from workflow_examples.qoe.wf_evolution import qoe_retrain
+
+pytest.importorskip("torch")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -14,11 +14,10 @@ from semr.inference.options import load_options
 from semr.inference.runtime import LoadedModel, load_version, onnx, onnx_export
 from semr.inference.source import parse_source
 from semr.settings import Settings
-
-torch = pytest.importorskip("torch")
-
 from workflow_examples.qoe.features import Scaling
 from workflow_examples.qoe.model import ARCHITECTURES, ModelConfig, build_model, served_model
+
+torch = pytest.importorskip("torch")
 
 EXAMPLE = np.random.default_rng(0).random((8, 10, 2)).astype(np.float32)
 
