@@ -1,4 +1,4 @@
-"""What a model said, as classes: the common ground of prediction counts, feedback and recording."""
+"""What a model said, as classes or as forecasts: the common ground of prediction counts, feedback and recording."""
 
 from __future__ import annotations
 
@@ -29,6 +29,29 @@ class Classification:
 
 # Beyond so many classes NumPy is faster than Python for one row.
 _FEW_CLASSES = 64
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Forecast values (rows, values) float32, and the error of each value (values,) up to which it counts as right."""
+
+    values: npt.NDArray[np.float32]
+    tolerance: tuple[float, ...]
+
+
+Said = Classification | Forecast
+
+
+def understand(outputs: Mapping[str, npt.NDArray[Any]], tolerance: tuple[float, ...] | None) -> Said | None:
+    """What the outputs say: forecasts of a model that declares a tolerance, else `classify`.
+
+    A forecaster's first output counts, (rows, ...) with as many values a row as tolerances.
+    """
+    if tolerance is None:
+        return classify(outputs)
+    output = next(iter(outputs.values()))
+    values = output.reshape(len(output), -1).astype(np.float32) if output.ndim else output.reshape(1, 1)
+    return Forecast(values, tolerance) if values.shape[1] == len(tolerance) else None
 
 
 def classify(outputs: Mapping[str, npt.NDArray[Any]]) -> Classification | None:
