@@ -72,6 +72,7 @@ class HelmTarget:
             "--wait",
             f"--timeout={max(1, round(timeout_seconds))}s",
             f"--history-max={_HISTORY}",
+            *self._overriding,
             "--rollback-on-failure" if self._major >= 4 else "--atomic",
         ]
         done = self._run(arguments, timeout_seconds * 2 + _SLACK_SECONDS)
@@ -107,9 +108,18 @@ class HelmTarget:
             DeploymentError: there is none, or its pods do not become ready.
         """
         arguments = ["rollback", release_name(model), "--wait", f"--timeout={max(1, round(timeout_seconds))}s"]
-        done = self._run(arguments, timeout_seconds + _SLACK_SECONDS)
+        done = self._run([*arguments, *self._overriding], timeout_seconds + _SLACK_SECONDS)
         if done.returncode != 0:
             raise DeploymentError(f"Release {release_name(model)} cannot be rolled back: {_reason(done.stderr)}")
+
+    @property
+    def _overriding(self) -> list[str]:
+        """Fields that others have changed, as `kubectl scale` does, are the release's again.
+
+        Helm 4 otherwise refuses the whole upgrade; Helm 3 always does so. A release that Helm 3 made is not applied on the
+        server's side unless that is said.
+        """
+        return ["--server-side=true", "--force-conflicts"] if self._major >= 4 else []
 
     @cached_property
     def _major(self) -> int:

@@ -1,8 +1,9 @@
-"""Is a deployed classifier what it should be? Real requests with real examples, and the way back when it is not."""
+"""Is a deployed model what it should be? Real requests with real examples, and the way back when it is not."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ class ProbeReport:
     Attributes:
         requests: how many were sent.
         failed: how many had no answer, or an error.
-        accuracy: share of the answered ones with the right class.
+        accuracy: share of the answered ones that were right.
         p50_milliseconds, p99_milliseconds: percentiles of the time to an answer, as the client sees it.
         versions: model versions that answered, comma-separated.
         first_error: what the first failed request came back with, "" when none failed.
@@ -44,13 +45,20 @@ class ProbeReport:
 def probe_classifier(
     url: str, model: str, examples: npt.NDArray[Any], labels: npt.NDArray[np.integer[Any]], requests: int
 ) -> ProbeReport:
-    """Send `requests` requests one after the other, going round the examples, and compare the answers with the labels.
+    """`probe_model` for a classifier, whose first output are scores (1, classes), by true classes (rows,)."""
+    return probe_model(url, model, examples, lambda scores, row: scores.argmax() == labels[row], requests)
+
+
+def probe_model(
+    url: str, model: str, examples: npt.NDArray[Any], is_right: Callable[[npt.NDArray[Any], int], Any], requests: int
+) -> ProbeReport:
+    """Send `requests` requests one after the other, going round the examples, and judge the answers.
 
     Args:
         url: what stands before `/v2`.
         model: its name.
         examples: inputs (rows, ...) as the model takes them.
-        labels: true classes (rows,).
+        is_right: whether the first output (1, ...) is right for the example of that row.
         requests: at least 1.
 
     Raises:
@@ -77,8 +85,7 @@ def probe_classifier(
             seconds.append(time.perf_counter() - started)
             answered += 1
             versions.add(prediction.version)
-            scores = next(iter(prediction.outputs.values()))
-            right += int(scores.argmax() == labels[row])
+            right += bool(is_right(next(iter(prediction.outputs.values())), row))
     p50, p99 = np.percentile(seconds, (50, 99)) * 1000 if seconds else (float("nan"), float("nan"))
     return ProbeReport(
         requests=requests,

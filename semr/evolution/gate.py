@@ -62,7 +62,8 @@ class Candidate:
 
     Attributes:
         version: model version.
-        recent: score of each example of the recent holdout (rows,), more is better; for a classifier 1 is right, 0 wrong.
+        recent: score of each example of the recent holdout (rows,), more is better; for a classifier 1 is right,
+            0 wrong, for a forecaster minus the error.
         old: the same for the champion's own holdout.
         latency_milliseconds: median time for a request of one example.
         size_bytes: of the model's files.
@@ -122,8 +123,21 @@ class GateReport:
         return json.dumps(asdict(self), indent=2)
 
 
-def judge(champion: Candidate, challenger: Candidate, thresholds: GateThresholds, seed: int = 0) -> GateReport:
+def judge(
+    champion: Candidate,
+    challenger: Candidate,
+    thresholds: GateThresholds,
+    seed: int = 0,
+    further: tuple[Check, ...] = (),
+) -> GateReport:
     """Compare challenger and champion and decide.
+
+    Args:
+        champion: the version that serves.
+        challenger: the one that wants to.
+        thresholds: what it has to reach.
+        seed: of the bootstrap.
+        further: conditions of the model's own, which must hold too.
 
     Raises:
         InvalidInputError: the two were not scored on the same examples, or scores are not finite.
@@ -159,6 +173,7 @@ def judge(champion: Candidate, challenger: Candidate, thresholds: GateThresholds
             challenger.schema,
             champion.schema,
         ),
+        *further,
     )
     failed = [check for check in checks if not check.passed]
     return GateReport(

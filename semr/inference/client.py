@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import httpx
 
@@ -95,8 +96,19 @@ class InferenceClient:
             InferenceError: the server does not know the prediction, or the number of labels is wrong.
             DependencyUnavailableError: no answer.
         """
-        body = json.dumps({PREDICTION_ID: prediction_id, "labels": list(labels)}).encode()
+        return self._tell({PREDICTION_ID: prediction_id, "labels": list(labels)})
+
+    def feedback_values(self, prediction_id: str, values: Sequence[Sequence[float] | None]) -> int:
+        """Tell the truth about a forecast: the true values of each of its examples, None where they are not known.
+
+        Returns how many of the examples were forecast within the model's tolerance; raises as `feedback`.
+        """
+        told = [None if each is None else [float(value) for value in each] for each in values]
+        return self._tell({PREDICTION_ID: prediction_id, "values": told})
+
+    def _tell(self, content: Mapping[str, Any]) -> int:
         headers = {"Content-Type": "application/json"}
+        body = json.dumps(content).encode()
         return int(self._ask("POST", f"/v2/models/{self.model}/feedback", body, headers).json()["correct"])
 
     def _ask(

@@ -88,8 +88,14 @@ INPUT_SKIPPED_ROWS = Instrument(
 FEEDBACK = Instrument(
     "semr_feedback_total",
     "counter",
-    "Labels that came in, by whether the version had predicted them.",
+    "Labels that came in, by whether the version had predicted them (forecasts: within their tolerance).",
     ("model", "version", "correct"),
+)
+FEEDBACK_ERROR = Instrument(
+    "semr_feedback_absolute_error_total",
+    "counter",
+    "Absolute errors of forecasts whose truth came in, added up by forecast value; divided by the labels their mean.",
+    ("model", "version", "output"),
 )
 FEEDBACK_UNMATCHED = Instrument(
     "semr_feedback_unmatched_total", "counter", "Feedback that belongs to no prediction of the model.", ("model",)
@@ -122,6 +128,7 @@ INSTRUMENTS = (
     INPUT_SCORED_ROWS,
     INPUT_SKIPPED_ROWS,
     FEEDBACK,
+    FEEDBACK_ERROR,
     FEEDBACK_UNMATCHED,
     RECORDED_ROWS,
     RECORDER_DROPPED_ROWS,

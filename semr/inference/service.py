@@ -18,7 +18,7 @@ from semr.inference.protocol import InferRequest
 from semr.inference.runtime import LoadedModel, ModelOutputError
 from semr.inference.scheduling import PredictionTimeoutError, Scheduler
 from semr.inference.tensors import Array
-from semr.monitoring.classification import classify
+from semr.monitoring.classification import understand
 from semr.monitoring.observer import new_prediction_id
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class InferenceService:
             raise HttpError(
                 500, f"Model {loaded.ref.name!r} version {loaded.ref.version} failed on this request."
             ) from error
-        said = classify(outputs)
+        said = understand(outputs, loaded.tolerance)
         token = new_prediction_id(loaded.ref.name, loaded.ref.version, said)
         only_input = next(iter(inputs.values())) if len(inputs) == 1 else None
         self.state.holder.observer.observe(loaded.ref.version, token, only_input, said)

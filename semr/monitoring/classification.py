@@ -1,4 +1,4 @@
-"""What a model said, as classes: the common ground of prediction counts, feedback and recording."""
+"""What a model said, as classes or as forecasts: the common ground of prediction counts, feedback and recording."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from semr.errors import InvalidInputError
+
+#: Key of an MLflow model's metadata by which a forecaster tells that it is one: for each value that it gives, the error up to
+#: which a forecast counts as right, separated by commas.
+TOLERANCE_KEY = "semr.tolerance"
 
 # Softmax in half precision is off by less than this.
 _SUM_TOLERANCE = 5e-3
@@ -23,6 +29,29 @@ class Classification:
 
 # Beyond so many classes NumPy is faster than Python for one row.
 _FEW_CLASSES = 64
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Forecast values (rows, values) float32, and the error of each value (values,) up to which it counts as right."""
+
+    values: npt.NDArray[np.float32]
+    tolerance: tuple[float, ...]
+
+
+Said = Classification | Forecast
+
+
+def understand(outputs: Mapping[str, npt.NDArray[Any]], tolerance: tuple[float, ...] | None) -> Said | None:
+    """What the outputs say: forecasts of a model that declares a tolerance, else `classify`.
+
+    A forecaster's first output counts, (rows, ...) with as many values a row as tolerances.
+    """
+    if tolerance is None:
+        return classify(outputs)
+    output = next(iter(outputs.values()))
+    values = output.reshape(len(output), -1).astype(np.float32) if output.ndim else output.reshape(1, 1)
+    return Forecast(values, tolerance) if values.shape[1] == len(tolerance) else None
 
 
 def classify(outputs: Mapping[str, npt.NDArray[Any]]) -> Classification | None:
@@ -47,6 +76,23 @@ def _classify_row(row: list[float]) -> Classification | None:
         return None
     most = max(row)
     return Classification(np.array([row.index(most)], np.int64), np.array([most]))
+
+
+def parse_tolerance(text: object) -> tuple[float, ...] | None:
+    """The tolerances under `TOLERANCE_KEY`, None when a model has none.
+
+    Raises:
+        InvalidInputError: they are no numbers from 0 on.
+    """
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in str(text).split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(0 <= value < float("inf") for value in values):
+        raise InvalidInputError(f"The model's metadata {TOLERANCE_KEY} are no numbers from 0 on: {text!r}.")
+    return values
 
 
 def _are_probabilities(output: npt.NDArray[Any]) -> bool:

@@ -227,7 +227,7 @@ def log_reference_window(run_id: str, inputs: Array, extractor: str) -> Referenc
     Args:
         run_id: the run that logged the model.
         inputs: (rows, ...) as the model takes them; examples as they are expected live.
-        extractor: `image_moments` or `columns`.
+        extractor: `image_moments`, `columns` or `windows`.
 
     Raises:
         InvalidInputError: see `ReferenceWindow.from_inputs`.

@@ -94,7 +94,25 @@ def columns(rows: Array) -> FeatureTable:
     return FeatureTable(features, rows.astype(np.float64))
 
 
-EXTRACTORS: dict[str, Extractor] = {"image_moments": image_moments, "columns": columns}
+def windows(rows: Array) -> FeatureTable:
+    """Level, variation and trend of each column of windows of a time series (rows, steps, columns).
+
+    A group for each column, `column_<index>`: mean, standard deviation, and last minus first step.
+
+    Raises:
+        InvalidInputError: not three axes, no steps, or more columns than give `MOST_FEATURES` features.
+    """
+    if rows.ndim != 3 or rows.shape[1] < 1 or not 1 <= rows.shape[2] <= MOST_FEATURES // 3:
+        raise InvalidInputError(f"windows takes (rows, steps, 1 to {MOST_FEATURES // 3} columns), not {rows.shape}.")
+    series = rows.astype(np.float64)
+    found = (series.mean(axis=1), series.std(axis=1), series[:, -1] - series[:, 0])
+    features = tuple(
+        Feature(f"column_{index}", name) for name in ("mean", "std", "trend") for index in range(rows.shape[2])
+    )
+    return FeatureTable(features, np.concatenate(found, axis=1))
+
+
+EXTRACTORS: dict[str, Extractor] = {"image_moments": image_moments, "columns": columns, "windows": windows}
 
 
 def extract(extractor: str, inputs: Array) -> FeatureTable:

@@ -17,6 +17,7 @@ from semr.storage import CorruptDatasetError, ObjectStore
 _TIME_CHARACTERS = len("yyyymmddThhmmss.ffffff")
 
 LabelKey = tuple[str, int]
+Truth = int | list[float]
 
 
 def read_labelled_window(
@@ -31,8 +32,9 @@ def read_labelled_window(
         max_rows: at most so many.
 
     Returns:
-        Columns prediction_id, time, version, row, input (fixed_size_list<float32>, row-major), prediction, label; the shape
-        of an input is in the schema's metadata under `shape`. Without any example it has no rows and no columns. Examples
+        Columns prediction_id, time, version, row, input (fixed_size_list<float32>, row-major), prediction, and label
+        (int32), or for a forecaster values (list<float32>); the shape of an input is in the schema's metadata under
+        `shape`. Without any example it has no rows and no columns. Examples
         with another shape than the newest are left out. Of two labels for an example, the earlier counts.
 
     Raises:
@@ -105,22 +107,28 @@ def _time_of(path: str) -> datetime:
         ) from error
 
 
-def _labels(store: ObjectStore, model: str, since: datetime | None) -> dict[LabelKey, int]:
-    labels: dict[LabelKey, int] = {}
+def _labels(store: ObjectStore, model: str, since: datetime | None) -> dict[LabelKey, Truth]:
+    labels: dict[LabelKey, Truth] = {}
     for path in _paths(store, model, "feedback", since):
         table = _read(store, path)
         if table is None:
             continue
         keys = zip(table["prediction_id"].to_pylist(), table["row"].to_pylist(), strict=True)
         # From newest to oldest, and within an object from last to first: the earliest stays.
-        labels.update(reversed(list(zip(keys, table["label"].to_pylist(), strict=True))))
+        truth = table["label" if "label" in table.column_names else "values"].to_pylist()
+        labels.update(reversed(list(zip(keys, truth, strict=True))))
     return labels
 
 
-def _with_labels(table: pa.Table, labels: dict[LabelKey, int], since: datetime | None) -> pa.Table:
+def _with_labels(table: pa.Table, labels: dict[LabelKey, Truth], since: datetime | None) -> pa.Table:
     keys = zip(table["prediction_id"].to_pylist(), table["row"].to_pylist(), strict=True)
-    table = table.append_column("label", pa.array([labels.get(key) for key in keys], pa.int32()))
-    is_wanted = pc.is_valid(table["label"])
+    truth = [labels.get(key) for key in keys]
+    is_forecast = any(isinstance(each, list) for each in truth)
+    if is_forecast:
+        table = table.append_column("values", pa.array(truth, pa.list_(pa.float32())))
+    else:
+        table = table.append_column("label", pa.array(truth, pa.int32()))
+    is_wanted = pc.is_valid(table.column(table.num_columns - 1))
     if since is not None:
         is_wanted = pc.and_(is_wanted, pc.greater_equal(table["time"], pa.scalar(since, table["time"].type)))
     return table.filter(is_wanted)

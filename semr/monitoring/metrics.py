@@ -10,6 +10,7 @@ import numpy.typing as npt
 from semr.inference.instruments import (
     CONFIDENCE,
     FEEDBACK,
+    FEEDBACK_ERROR,
     FEEDBACK_UNMATCHED,
     INPUT_BINS,
     INPUT_CHANCE_QUANTILE,
@@ -94,6 +95,11 @@ class MonitoringMetrics:
         """Labels came for predictions of `version`."""
         self._record(FEEDBACK, correct, version, correct="true")
         self._record(FEEDBACK, examples - correct, version, correct="false")
+
+    def missed(self, version: str, errors: npt.NDArray[np.float64]) -> None:
+        """Forecasts of `version` had these absolute errors (rows, values)."""
+        for index, total in enumerate(errors.sum(axis=0).tolist()):
+            self._record(FEEDBACK_ERROR, total, version, output=str(index))
 
     def unmatched(self) -> None:
         """Feedback came that belongs to no prediction."""

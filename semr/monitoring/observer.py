@@ -21,7 +21,7 @@ from semr.inference.metrics import Sink
 from semr.monitoring import prediction_id
 from semr.monitoring.baseline import Baseline, load_baseline
 from semr.monitoring.buffer import BoundedBuffer
-from semr.monitoring.classification import Classification
+from semr.monitoring.classification import Classification, Said
 from semr.monitoring.drift import ReferenceWindow
 from semr.monitoring.feedback import FeedbackJudge, FeedbackRequest, FeedbackResponse
 from semr.monitoring.metrics import MonitoringMetrics
@@ -54,14 +54,14 @@ class Observation:
         version: model version that answered.
         prediction_id: the id that the client got.
         inputs: the model's only input (rows, ...), None when it has several.
-        said: what it predicted, None when it is no classifier.
+        said: what it predicted, None when it gives neither classes nor forecasts.
     """
 
     version: str
     prediction_id: str
     time: float
     inputs: npt.NDArray[Any] | None
-    said: Classification | None
+    said: Said | None
 
 
 class Observer:
@@ -121,7 +121,7 @@ class Observer:
         self._references = references
         self._metrics.baseline(ref.version, baseline.reference, baseline.trained, baseline.accuracy)
 
-    def observe(self, version: str, token: str, inputs: npt.NDArray[Any] | None, said: Classification | None) -> None:
+    def observe(self, version: str, token: str, inputs: npt.NDArray[Any] | None, said: Said | None) -> None:
         """Take note of an answered request; never waits, and keeps the arrays, which must not change afterwards."""
         observation = Observation(version, token, time.time(), inputs, said)
         size = _OVERHEAD_BYTES + len(token) + (inputs.nbytes if inputs is not None else 0)
@@ -144,9 +144,11 @@ class Observer:
             examples = correct = 0
         else:
             self._metrics.feedback(judged.prediction.version, examples, correct)
+            if judged.errors is not None:
+                self._metrics.missed(judged.prediction.version, judged.errors)
             if self._recorder is not None:
                 self._recorder.add_feedback(
-                    RecordedFeedback(request.prediction_id, time.time(), judged.rows, judged.labels)
+                    RecordedFeedback(request.prediction_id, time.time(), judged.rows, judged.truth)
                 )
         return FeedbackResponse(
             model_name=self.model,
@@ -181,7 +183,7 @@ class Observer:
                     _record(self._recorder, observation)
 
     def _count_predictions(self, version: str, group: list[Observation]) -> None:
-        said = [each.said for each in group if each.said is not None]
+        said = [each.said for each in group if isinstance(each.said, Classification)]
         if said:
             self._metrics.predicted(version, np.concatenate([each.classes for each in said]))
         confidences = [each.confidences for each in said if each.confidences is not None]
@@ -220,11 +222,11 @@ def _record(recorder: Recorder, observation: Observation) -> None:
             version=observation.version,
             rows=np.arange(len(observation.inputs), dtype=np.int32),
             inputs=observation.inputs,
-            classes=observation.said.classes if observation.said else None,
+            classes=observation.said.classes if isinstance(observation.said, Classification) else None,
         )
     )
 
 
-def new_prediction_id(model: str, version: str, said: Classification | None) -> str:
+def new_prediction_id(model: str, version: str, said: Said | None) -> str:
     """The id that goes out with an answer."""
-    return prediction_id.make(model, version, said.classes if said else None)
+    return prediction_id.make(model, version, said)

@@ -1,6 +1,7 @@
 """Prediction ids: opaque tokens that carry all that feedback needs, so that any replica can judge it without shared state.
 
-A token is URL-safe base64 of: format, time, random id, version, predicted classes, check sum. The check sum covers the
+A token is URL-safe base64 of: format, time, random id, version, what was predicted, check sum. A classifier's prediction are
+its classes; a forecaster's the number of values a row, the tolerance of each, and the values. The check sum covers the
 model's name too, so that a garbled id, or one of another model, is told from a good one. It is no signature: who may send
 feedback may send any.
 """
@@ -19,14 +20,18 @@ import numpy as np
 import numpy.typing as npt
 
 from semr.errors import InvalidInputError
+from semr.monitoring.classification import Classification, Forecast, Said
 
 _FORMAT = 1
-# Format, microseconds since 1970, random id, length of the version, bytes per class (0: no classes).
+_FORECAST_FORMAT = 2
+# Format, microseconds since 1970, random id, length of the version, bytes per class (0: no classes) or values per row.
 _HEADER = struct.Struct(">BQ8sBB")
 _CHECK_SUM = struct.Struct(">I")
 _WIDTHS = (1, 2, 4, 8)
 #: About a million one-byte classes; a longer token is refused unread.
 MOST_CHARACTERS = 1_500_000
+#: Values of a forecast for one row; a model that gives more has predictions without feedback.
+MOST_VALUES = 255
 
 
 class PredictionIdError(InvalidInputError):
@@ -41,22 +46,31 @@ class PredictionId:
         version: model version that predicted.
         time: seconds since 1970.
         nonce: random, tells predictions apart.
-        classes: predicted classes (rows,), None when the model is no classifier.
+        said: predicted classes or values, None when the model gives neither; the probabilities of classes are not kept.
     """
 
     version: str
     time: float
     nonce: bytes
-    classes: npt.NDArray[np.int64] | None
+    said: Said | None
+
+    @property
+    def classes(self) -> npt.NDArray[np.int64] | None:
+        """Predicted classes (rows,), None when the model is no classifier."""
+        return self.said.classes if isinstance(self.said, Classification) else None
 
 
-def make(model: str, version: str, classes: npt.NDArray[np.int64] | None) -> str:
+def make(model: str, version: str, said: Said | None) -> str:
     """A new token for an answer of `model` in `version`."""
-    width = _width(classes)
-    head = _HEADER.pack(_FORMAT, time.time_ns() // 1000, secrets.token_bytes(8), len(version.encode()), width)
-    payload = head + version.encode()
-    if classes is not None:
-        payload += classes.astype(f">i{width}").tobytes()
+    if isinstance(said, Forecast) and len(said.tolerance) <= MOST_VALUES:
+        kind, width = _FORECAST_FORMAT, len(said.tolerance)
+        body = np.concatenate([np.asarray(said.tolerance), said.values.reshape(-1)]).astype(">f4").tobytes()
+    else:
+        classes = said.classes if isinstance(said, Classification) else None
+        kind, width = _FORMAT, _width(classes)
+        body = classes.astype(f">i{width}").tobytes() if classes is not None else b""
+    head = _HEADER.pack(kind, time.time_ns() // 1000, secrets.token_bytes(8), len(version.encode()), width)
+    payload = head + version.encode() + body
     return base64.urlsafe_b64encode(payload + _check_sum(model, payload)).rstrip(b"=").decode()
 
 
@@ -81,11 +95,16 @@ def parse(model: str, token: str) -> PredictionId:
     kind, microseconds, nonce, version_length, width = _HEADER.unpack_from(payload)
     version_end = _HEADER.size + version_length
     body = payload[version_end:]
-    if kind != _FORMAT or width not in (0, *_WIDTHS) or len(body) % (width or 1):
+    said: Said | None = None
+    if kind == _FORECAST_FORMAT and width and len(body) >= 4 * width and len(body) % (4 * width) == 0:
+        numbers = np.frombuffer(body, ">f4").astype(np.float32).reshape(-1, width)
+        said = Forecast(numbers[1:], tuple(numbers[0].tolist()))
+    elif kind == _FORMAT and width in (0, *_WIDTHS) and not len(body) % (width or 1):
+        said = Classification(np.frombuffer(body, f">i{width}").astype(np.int64), None) if width else None
+    else:
         raise refusal
-    classes = np.frombuffer(body, f">i{width}").astype(np.int64) if width else None
     version = payload[_HEADER.size : version_end].decode(errors="replace")
-    return PredictionId(version, microseconds / 1e6, nonce, classes)
+    return PredictionId(version, microseconds / 1e6, nonce, said)
 
 
 def _width(classes: npt.NDArray[np.int64] | None) -> int:

@@ -3,7 +3,7 @@
 Layout in the bucket `Settings.datasets_bucket`, times in UTC:
 
     <model>-live/requests/<yyyymmddThhmmss.ffffff>-<uuid>.parquet   see `request_schema`
-    <model>-live/feedback/<yyyymmddThhmmss.ffffff>-<uuid>.parquet   see `FEEDBACK_SCHEMA`
+    <model>-live/feedback/<yyyymmddThhmmss.ffffff>-<uuid>.parquet   see `FEEDBACK_SCHEMA` and `VALUES_SCHEMA`
 
 Every replica writes objects of its own. What is not written yet is lost when a process is killed: at most
 `FLUSH_SECONDS` of traffic while the store answers.
@@ -45,6 +45,8 @@ SHAPE_KEY = b"shape"
 FEEDBACK_SCHEMA = pa.schema(
     [("prediction_id", pa.string()), ("row", pa.int32()), ("label", pa.int32()), ("time", pa.timestamp("us", tz="UTC"))]
 )
+#: The same for forecasts: true values in place of a label.
+VALUES_SCHEMA = FEEDBACK_SCHEMA.set(2, pa.field("values", pa.list_(pa.float32())))
 
 _CLOSE_SECONDS = 10.0
 # Of a row besides its input: id, times, version, Python's own.
@@ -75,12 +77,12 @@ class RecordedRequest:
 
 @dataclass(frozen=True)
 class RecordedFeedback:
-    """Labels (rows,) of the rows (rows,) of a request, at `time` in seconds since 1970."""
+    """Labels (rows,) or true values (rows, values) of the rows (rows,) of a request, at `time` in seconds since 1970."""
 
     prediction_id: str
     time: float
     rows: npt.NDArray[np.int32]
-    labels: npt.NDArray[np.int32]
+    truth: npt.NDArray[np.int32] | npt.NDArray[np.float32]
 
 
 def request_schema(shape: tuple[int, ...]) -> pa.Schema:
@@ -206,7 +208,7 @@ def _put(store: ObjectStore, folder: str, table: pa.Table) -> None:
 
 
 def _tables(items: Iterable[RecordedRequest | RecordedFeedback]) -> list[tuple[Kind, pa.Table]]:
-    """One table for the requests of each shape of input, and one for the feedback."""
+    """One table for the requests of each shape of input, and one for each kind of feedback."""
     by_shape: dict[tuple[int, ...], list[RecordedRequest]] = {}
     feedback: list[RecordedFeedback] = []
     for item in items:
@@ -217,8 +219,10 @@ def _tables(items: Iterable[RecordedRequest | RecordedFeedback]) -> list[tuple[K
     tables: list[tuple[Kind, pa.Table]] = [
         ("requests", _request_table(shape, requests)) for shape, requests in by_shape.items()
     ]
-    if feedback:
-        tables.append(("feedback", _feedback_table(feedback)))
+    for is_forecast in (False, True):
+        of_kind = [each for each in feedback if (each.truth.ndim == 2) == is_forecast]
+        if of_kind:
+            tables.append(("feedback", _feedback_table(of_kind)))
     return tables
 
 
@@ -249,10 +253,17 @@ def _feedback_table(feedback: list[RecordedFeedback]) -> pa.Table:
     columns = [
         pa.array([each.prediction_id for each in feedback for _ in each.rows], pa.string()),
         pa.array(np.concatenate([each.rows for each in feedback]), pa.int32()),
-        pa.array(np.concatenate([each.labels for each in feedback]), pa.int32()),
+        _truth([each.truth for each in feedback]),
         _times(feedback),
     ]
-    return pa.Table.from_arrays(columns, schema=FEEDBACK_SCHEMA)
+    return pa.Table.from_arrays(columns, schema=FEEDBACK_SCHEMA if feedback[0].truth.ndim == 1 else VALUES_SCHEMA)
+
+
+def _truth(truth: list[Any]) -> pa.Array:
+    """Labels, or lists of values, which may differ in length where a model was replaced by another kind."""
+    if truth[0].ndim == 1:
+        return pa.array(np.concatenate(truth), pa.int32())
+    return pa.array([row for each in truth for row in each], pa.list_(pa.float32()))
 
 
 def _times(items: list[RecordedRequest] | list[RecordedFeedback]) -> pa.Array:

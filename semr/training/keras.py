@@ -15,23 +15,28 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from semr.errors import InvalidInputError, SemrError
-from semr.job_entry import give_way_to_serving, join_cluster
-from semr.settings import get_settings
-from semr.storage import DatasetVersion, ObjectStore
+from semr.job_entry import give_way_to_serving
+from semr.storage import DatasetVersion
+from semr.training.driver import (
+    SPLITS,
+    TrainingFailedError,
+    TrainingPlan,
+    check_servers,
+    log_curve,
+    read_shard,
+    run_workers,
+    say_epoch,
+)
 from semr.training.group import WorkerGroup, join_train_workers
 from semr.training.quiet_keras import import_keras
 from semr.training.shard import Batch, Example, Shard
@@ -40,46 +45,9 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-# Ray Train's controller takes one report of each worker a look and looks every 2 s, so that no epoch would be shorter.
-_POLL = ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 _MODEL_FILE = "model.keras"
 _STATE_FILE = "state.json"
-# Logical CPUs of a task that reads data. Little, since it mostly waits for the object store, and since workers that occupy
-# the rest of a small cluster wait for it: with one CPU each they would wait for ever.
-_CPUS_TO_READ = 0.1
-
-
-class TrainingFailedError(SemrError):
-    """Training ended without a model, after the allowed number of restarts."""
-
-
-@dataclass(frozen=True)
-class TrainingPlan:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the training split.
-        batch_size: examples per worker and step; the effective batch is this times `workers`.
-        workers: Ray Train workers, one logical CPU each.
-        seed: of weights and shuffling.
-        max_restarts: how often the worker group may be started again after a failure.
-    """
-
-    epochs: int
-    batch_size: int
-    workers: int
-    seed: int = 0
-    max_restarts: int = 3
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("workers", 1), ("max_restarts", 0)):
-            value = getattr(self, name)
-            if value < least:
-                raise InvalidInputError(f"{name} must be at least {least}, not {value}.")
-
-    def steps(self, rows: int) -> int:
-        """Optimizer steps of the whole training on a training split of `rows` rows; at least 1."""
-        return max(1, self.epochs * math.ceil(rows // self.workers / self.batch_size))
+__all__ = ["TrainingFailedError", "TrainingPlan", "fit"]
 
 
 def fit(
@@ -111,64 +79,9 @@ def fit(
         DependencyUnavailableError: the object store or MLflow is away.
         TrainingFailedError: every other failure, after `plan.max_restarts` restarts.
     """
-    import ray.data  # noqa: PLC0415 - Ray takes seconds to import; only a job's driver needs it
-    import ray.train  # noqa: PLC0415
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # noqa: PLC0415
-
-    store = ObjectStore.from_settings()
-    for split in ("train", "validation"):
-        rows = dataset.splits.get(split, 0)
-        if rows < plan.workers:
-            raise InvalidInputError(
-                f"Split {split!r} of {dataset.uri} has {rows} rows; {plan.workers} workers need more."
-            )
-    join_cluster()
-    os.environ.setdefault(*_POLL)
     # Not TensorflowTrainer: it loads TensorFlow in the driver and in the controller, 6 s each, to start its servers.
-    trainer = DataParallelTrainer(
-        _train_loop,
-        train_loop_config={
-            **asdict(plan),
-            "run_id": run_id,
-            "build_model": build_model,
-            "to_example": to_example,
-            "rows": dict(dataset.splits),
-            "metadata": dict(metadata or {}),
-        },
-        scaling_config=ray.train.ScalingConfig(num_workers=plan.workers),
-        datasets={
-            split: ray.data.read_parquet(
-                store.paths(dataset, split),
-                filesystem=store.filesystem,
-                ray_remote_args={"num_cpus": _CPUS_TO_READ},
-            )
-            for split in ("train", "validation")
-        },
-        run_config=ray.train.RunConfig(
-            name=run_id,
-            storage_path=f"{get_settings().checkpoints_bucket}/{dataset.name}",
-            storage_filesystem=store.filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=plan.max_restarts),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    try:
-        result = trainer.fit()
-    except (ray.train.TrainingFailedError, ray.exceptions.RayError, OSError) as error:
-        # A dead server is the likeliest cause: name it rather than Ray's last symptom.
-        _check_servers(run_id)
-        raise TrainingFailedError(_root_cause(error)) from error
-    return {name: float(value) for name, value in (result.metrics or {}).items()}
-
-
-def _check_servers(run_id: str) -> None:
-    """Raise `DependencyUnavailableError` for a server that is away; in a restart this comes before all that takes time."""
-    from semr import tracking  # noqa: PLC0415
-
-    ObjectStore.from_settings().check()
-    with tracking.named_errors():
-        tracking.connect().get_run(run_id)
+    more = {"build_model": build_model, "to_example": to_example, "metadata": dict(metadata or {})}
+    return run_workers(_train_loop, more, dataset, plan, run_id)
 
 
 def _train_loop(config: dict[str, Any]) -> None:
@@ -177,10 +90,10 @@ def _train_loop(config: dict[str, Any]) -> None:
 
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train has set it to INFO, and tells of every report
     give_way_to_serving()
-    _check_servers(config["run_id"])
+    check_servers(config["run_id"])
     # Ray Data needs seconds to start, and so does TensorFlow: at once.
     with ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-        reading = {split: _read(reader, split, config) for split in ("train", "validation")}
+        reading = {split: read_shard(reader, split, config["to_example"], config["rows"]) for split in SPLITS}
         group = join_train_workers()
         import_keras()
         shards = {split: shard.result() for split, shard in reading.items()}
@@ -204,9 +117,7 @@ def _train_loop(config: dict[str, Any]) -> None:
             epoch = index + 1
             metrics = _average(logs or {}, group)
             if group.rank == 0:
-                numbers = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-                seconds = time.monotonic() - self.started
-                print(f"epoch {epoch}/{config['epochs']} {numbers} ({seconds:.1f} s)", flush=True)
+                say_epoch(epoch, config["epochs"], metrics, time.monotonic() - self.started)
             _report(model, epoch, metrics, config["run_id"] if group.rank == 0 else None)
 
     model.fit(
@@ -221,15 +132,6 @@ def _train_loop(config: dict[str, Any]) -> None:
     group.close()
     if group.rank == 0:
         _log_model(model, example_x, config["run_id"], config["metadata"])
-
-
-def _read(reader: ThreadPoolExecutor, split: str, config: dict[str, Any]) -> Future[Shard]:
-    import ray.train  # noqa: PLC0415
-
-    workers = ray.train.get_context().get_world_size()
-    return reader.submit(
-        Shard, ray.train.get_dataset_shard(split), config["to_example"], config["rows"][split] // workers
-    )
 
 
 def _average_gradients(model: keras.Model, group: WorkerGroup) -> None:
@@ -293,14 +195,7 @@ def _report(model: keras.Model, epochs_done: int, metrics: dict[str, float], run
     if run_id is None:
         ray.train.report(metrics)
         return
-    from mlflow.entities import Metric  # noqa: PLC0415
-
-    from semr import tracking  # noqa: PLC0415
-
-    with tracking.named_errors():
-        now = int(time.time() * 1000)
-        curve = [Metric(name, value, now, epochs_done) for name, value in metrics.items()]
-        tracking.connect().log_batch(run_id, metrics=curve)
+    log_curve(run_id, metrics, epochs_done)
     with tempfile.TemporaryDirectory(prefix="semr-checkpoint-") as folder:
         model.save(Path(folder, _MODEL_FILE))
         Path(folder, _STATE_FILE).write_text(json.dumps({"epochs_done": epochs_done}))
@@ -351,11 +246,3 @@ def _log_model(model: keras.Model, example: npt.NDArray[np.float32], run_id: str
             except ModelLoadError as error:
                 # Servers compute with TensorFlow then, slower and with more memory.
                 logging.getLogger(__name__).warning("the model ships no ONNX form: %s", error)
-
-
-def _root_cause(error: BaseException) -> str:
-    """The last line of the innermost error's text: Ray wraps a worker's exception several times with its stack trace."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"Training failed: {lines[-1] if lines else type(error).__name__}"

@@ -35,6 +35,7 @@ class Shard:
         memory_limit: bytes of examples up to which the share is kept in memory.
 
     Attributes:
+        rows: of the share; about, when it is streamed.
         first: the first two examples.
         arrays: all of them when they fit, else None: then they are streamed.
     """
@@ -44,7 +45,7 @@ class Shard:
     ) -> None:
         self._source = source
         self._to_example = to_example
-        self._rows = rows
+        self.rows = rows
         self.arrays: Example | None = None
         batches = map(to_example, source.iter_batches(batch_size=_READ_BATCH))
         begin = next(batches)
@@ -52,11 +53,12 @@ class Shard:
         if rows * sum(array.nbytes / len(array) for array in begin) <= memory_limit:
             inputs, targets = zip(begin, *batches, strict=True)
             self.arrays = np.concatenate(inputs), np.concatenate(targets)
+            self.rows = len(self.arrays[0])
 
     def stream(self, batch_size: int, shuffle_seed: int | None = None) -> Iterator[Example]:
         """One pass over the share, read anew; shuffled within a window when a seed is given."""
         shuffling: dict[str, Any] = {}
         if shuffle_seed is not None:
-            window = max(1, min(_SHUFFLE_WINDOW, self._rows))
+            window = max(1, min(_SHUFFLE_WINDOW, self.rows))
             shuffling = {"local_shuffle_buffer_size": window, "local_shuffle_seed": shuffle_seed}
         return map(self._to_example, self._source.iter_batches(batch_size=batch_size, **shuffling))

@@ -25,8 +25,8 @@ MEANT = {
     "CKV_K8S_35": ".*",
     # The users of the official images, whose files belong to them; each can be set by `runAsUser`.
     "CKV_K8S_40": ".*",
-    # A launch in the pod changes the RayService at its end; its Role says what it may, and no more.
-    "CKV_K8S_38": r"Deployment\.ml\.semr-evolution",
+    # They change the RayService, a launch in the pod at its end, the job at first; their Roles say what they may, and no more.
+    "CKV_K8S_38": r"Deployment\.ml\.semr-evolution|Job\.ml\.semr-serving-setup-.*",
     # pyflyte unpacks fast-registered code, and a user's task writes where it likes; the value can be set to true.
     "CKV_K8S_22": r"PodTemplate\.ml\.semr-tasks",
     # They end by themselves.

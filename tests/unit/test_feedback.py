@@ -20,12 +20,16 @@ from semr.inference.runtime import LoadedModel
 from semr.monitoring import prediction_id
 from semr.monitoring.baseline import Baseline
 from semr.monitoring.buffer import BoundedBuffer
-from semr.monitoring.classification import classify
+from semr.monitoring.classification import Classification, Forecast, classify, understand
 from semr.monitoring.drift import ReferenceWindow
 from semr.monitoring.observer import Observer
 from semr.monitoring.prediction_id import PredictionIdError
 from semr.monitoring.rate import RowLimit
 from semr.registry import ModelVersionRef
+
+
+def classes(values: np.ndarray) -> Classification:
+    return Classification(values, None)
 
 
 def sign_model(version: str = "3") -> LoadedModel:
@@ -128,13 +132,13 @@ def test_a_single_example_takes_a_single_label(client: TestClient) -> None:
 
 def test_any_replica_judges(client: TestClient) -> None:
     """A token made by another process of the same model and an older version."""
-    token = prediction_id.make("sign", "2", np.array([1, 1]))
+    token = prediction_id.make("sign", "2", classes(np.array([1, 1])))
     answer = client.post("/feedback", json={"prediction_id": token, "labels": [1, 1]}).json()
     assert (answer["model_version"], answer["correct"]) == ("2", 2)
 
 
 def of_another_model() -> str:
-    return prediction_id.make("other", "3", np.array([1]))
+    return prediction_id.make("other", "3", classes(np.array([1])))
 
 
 @pytest.mark.parametrize(
@@ -143,10 +147,10 @@ def of_another_model() -> str:
         ({"prediction_id": "nonsense", "label": 1}, "not a prediction id"),
         ({"prediction_id": "ümlaut", "label": 1}, "not a prediction id"),
         ({"prediction_id": of_another_model(), "label": 1}, "not a prediction id"),
-        ({"prediction_id": prediction_id.make("sign", "3", np.array([1, 2])), "label": 1}, "has 2 examples"),
+        ({"prediction_id": prediction_id.make("sign", "3", classes(np.array([1, 2]))), "label": 1}, "has 2 examples"),
         ({"prediction_id": prediction_id.make("sign", "3", None), "label": 1}, "no classes"),
-        ({"prediction_id": prediction_id.make("sign", "3", np.array([1]))}, "`label` or `labels`"),
-        ({"prediction_id": "x", "label": 1, "labels": [1]}, "`label` or `labels`"),
+        ({"prediction_id": prediction_id.make("sign", "3", classes(np.array([1])))}, "`label`, `labels` or `values`"),
+        ({"prediction_id": "x", "label": 1, "labels": [1]}, "`label`, `labels` or `values`"),
         ({"prediction_id": "x", "labels": []}, "labels"),
         ({"prediction_id": "x", "labels": [2**40]}, "32 bit"),
         ({"prediction_id": "x", "label": "one"}, "label"),
@@ -197,17 +201,17 @@ def test_rows_above_the_limit_are_sampled_out() -> None:
     assert b'semr_input_skipped_rows_total{model="sign",version="3"} 900.0' in text
 
 
-@pytest.mark.parametrize("classes", [None, [0], [9, 0, 3], [1000], [-70_000], [2**63 - 1, -(2**63)]])
-def test_prediction_ids_say_what_was_put_into_them(classes: list[int] | None) -> None:
-    given = None if classes is None else np.array(classes, np.int64)
-    parsed = prediction_id.parse("m", prediction_id.make("m", "12", given))
+@pytest.mark.parametrize("predicted", [None, [0], [9, 0, 3], [1000], [-70_000], [2**63 - 1, -(2**63)]])
+def test_prediction_ids_say_what_was_put_into_them(predicted: list[int] | None) -> None:
+    said = None if predicted is None else classes(np.array(predicted, np.int64))
+    parsed = prediction_id.parse("m", prediction_id.make("m", "12", said))
     assert parsed.version == "12"
     assert parsed.time == pytest.approx(time.time(), abs=5)
-    assert (None if parsed.classes is None else parsed.classes.tolist()) == classes
+    assert (None if parsed.classes is None else parsed.classes.tolist()) == predicted
 
 
 def test_no_garbled_prediction_id_passes() -> None:
-    token = prediction_id.make("m", "3", np.array([1, 2, 3]))
+    token = prediction_id.make("m", "3", classes(np.array([1, 2, 3])))
     random = np.random.default_rng(0)
     alphabet = list("ABCDEFGHabcdefgh0123-_")
     for _ in range(300):
@@ -278,3 +282,66 @@ def test_gauges_of_old_versions_go_and_counters_stay() -> None:
     assert 'semr_input_reference_rows{model="sign",version="4"} 500.0' in text
     assert 'semr_input_reference_rows{model="sign",version="5"} 500.0' in text
     assert 'semr_input_scored_rows_total{model="sign",version="3"} 0.0' in text
+
+
+def double_model(tolerance: tuple[float, ...] | None) -> LoadedModel:
+    """Forecasts twice the two columns of the last step."""
+
+    def predict(inputs: dict[str, Array]) -> dict[str, Array]:
+        return {"y": inputs["x"][:, -1] * 2}
+
+    return LoadedModel(
+        ref=ModelVersionRef("double", "3", "models:/double/3", "run", {}),
+        platform="test",
+        inputs=(TensorMetadata(name="x", datatype="FP32", shape=[-1, 4, 2]),),
+        outputs=(TensorMetadata(name="y", datatype="FP32", shape=[-1, 2]),),
+        _predict=predict,
+        tolerance=tolerance,
+    )
+
+
+@pytest.fixture
+def forecaster(monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
+    sink = PrometheusSink()
+    metrics = ServerMetrics([sink])
+    observer = Observer("double", metrics.sinks)
+    holder = ModelHolder("double", metrics, watched_by=observer)
+    monkeypatch.setattr(holder_module, "load", lambda *_: double_model((0.5, 2.0)))
+    assert holder.switch("3")
+    with TestClient(create_app(lambda: ServerState(holder, sink))) as client:
+        yield client
+    observer.close()
+
+
+def test_a_forecast_is_right_within_its_tolerance(forecaster: TestClient) -> None:
+    window = np.zeros((3, 4, 2), np.float32)
+    window[:, -1] = [[1, 2], [3, 4], [5, 6]]
+    tensor = {"name": "x", "datatype": "FP32", "shape": list(window.shape), "data": window.ravel().tolist()}
+    token = forecaster.post("/v2/models/double/infer", json={"inputs": [tensor]}).json()["parameters"]["prediction_id"]
+    # Forecast are (2, 4), (6, 8), (10, 12): near enough, one value too far off, not known.
+    body = {"prediction_id": token, "values": [[2.5, 2.0], [6.6, 8.0], None]}
+    answer = forecaster.post("/v2/models/double/feedback", json=body).json()
+    assert (answer["examples"], answer["correct"]) == (2, 1)
+    assert value_of(forecaster, 'semr_feedback_total{correct="true",model="double",version="3"}') == 1
+    errors = 'semr_feedback_absolute_error_total{model="double",output="%d",version="3"}'
+    assert value_of(forecaster, errors % 0) == pytest.approx(0.5 + 0.6, abs=1e-5)
+    assert value_of(forecaster, errors % 1) == pytest.approx(2.0)
+    wrong = {"prediction_id": token, "labels": [1, 2, 3]}
+    assert "takes `values`" in forecaster.post("/v2/models/double/feedback", json=wrong).json()["error"]
+    narrow = {"prediction_id": token, "values": [[1.0], None, None]}
+    assert "forecasts 2 values" in forecaster.post("/v2/models/double/feedback", json=narrow).json()["error"]
+
+
+def test_prediction_ids_carry_forecasts() -> None:
+    said = Forecast(np.array([[1.5, -2], [3e9, 0]], np.float32), (0.25, 8.0))
+    parsed = prediction_id.parse("m", prediction_id.make("m", "12", said)).said
+    assert isinstance(parsed, Forecast)
+    assert parsed.tolerance == said.tolerance
+    np.testing.assert_array_equal(parsed.values, said.values)
+
+
+def test_only_a_model_that_declares_a_tolerance_forecasts() -> None:
+    probabilities = np.array([[0.1, 0.9], [0.8, 0.2]], np.float32)
+    assert isinstance(understand({"p": probabilities}, None), Classification)
+    assert isinstance(understand({"p": probabilities}, (1.0, 1.0)), Forecast)
+    assert understand({"p": probabilities}, (1.0,)) is None

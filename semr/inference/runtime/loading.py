@@ -22,6 +22,7 @@ from semr.inference.runtime.contract import Contract, read_contract, read_exampl
 from semr.inference.runtime.model import LoadedModel, ModelLoadError
 from semr.inference.runtime.native import Backend, native_backend
 from semr.inference.tensors import Array, is_finite
+from semr.monitoring.classification import TOLERANCE_KEY, parse_tolerance
 from semr.registry import ModelVersionRef, Registry
 from semr.settings import Settings, get_settings
 
@@ -112,6 +113,7 @@ def _open(ref: ModelVersionRef, folder: Path, options: ServerOptions) -> LoadedM
         concurrency=_concurrency(declared),
         cost=probe.measure(backend.predict, contract, example, is_batchable),
         extensions=tuple(name.strip() for name in str(declared.get(EXTENSIONS_KEY, "")).split(",") if name.strip()),
+        tolerance=parse_tolerance(declared.get(TOLERANCE_KEY)),
     )
     try:
         loaded.check(probe.first_rows(example, contract.inputs, 1))

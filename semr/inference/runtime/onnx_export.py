@@ -1,8 +1,8 @@
 """Write the ONNX form of a model that is saved in a folder: `python -m semr.inference.runtime.onnx_export MODEL FORM`.
 
 A server runs this as a process of its own, so that the framework's memory goes with it, and a converter that crashes or
-hangs does no harm. A training job has the model at hand, and ships the form with it (`ship_keras`): then no server needs
-converter or framework.
+hangs does no harm. A training job has the model at hand, and ships the form with it (`ship_keras`, `ship_torch`): then no
+server needs converter or framework.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,13 +113,62 @@ def ship_keras(network: Any, signature: ModelSignature, example: Array, model_id
         ModelLoadError: it cannot be converted, or the form computes something else.
     """
     contract = contract_of(signature)
-    inputs = {contract.inputs[0].name: example[:EXAMPLE_ROWS]}
-    names = [tensor.name for tensor in contract.outputs]
-    outputs = named(network(inputs[contract.inputs[0].name], training=False), names)
+    name = contract.inputs[0].name
+    outputs = named(network(example[:EXAMPLE_ROWS], training=False), [tensor.name for tensor in contract.outputs])
+    _ship(
+        lambda file: _convert_keras(network, contract, file),
+        contract,
+        {name: example[:EXAMPLE_ROWS]},
+        outputs,
+        model_id,
+    )
+
+
+def ship_torch(network: Any, signature: ModelSignature, example: Array, model_id: str) -> None:  # noqa: ANN401
+    """Put the ONNX form of a PyTorch module beside the model that MLflow has logged as `model_id`; see `ship_keras`.
+
+    By tracing: for a network without branches on its data that gives the same as `torch.export`, on which `export` goes, and
+    takes a few seconds instead of most of a minute. The proof on the example holds for both.
+
+    Raises:
+        ModelLoadError: it cannot be converted, or the form computes something else.
+    """
+    import torch  # noqa: PLC0415
+
+    contract = contract_of(signature)
+    rows = torch.from_numpy(example[:EXAMPLE_ROWS].copy())
+    with torch.inference_mode():
+        outputs = named(network(rows), [tensor.name for tensor in contract.outputs])
+    name = contract.inputs[0].name
+
+    def convert(file: Path) -> None:
+        with warnings.catch_warnings():
+            # That tracing is the older way, and that batches of one have other shapes in it: the axis is named below.
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                network,
+                (rows,),
+                str(file),
+                input_names=[name],
+                dynamic_axes={name: {0: "batch"}},
+                opset_version=_OPSET,
+                dynamo=False,
+            )
+
+    _ship(convert, contract, {name: example[:EXAMPLE_ROWS]}, outputs, model_id)
+
+
+def _ship(
+    convert: Callable[[Path], None],
+    contract: Contract,
+    inputs: Mapping[str, Array],
+    outputs: Mapping[str, Array],
+    model_id: str,
+) -> None:
     with tempfile.TemporaryDirectory(prefix="semr-onnx-") as name:
         form = Path(name)
         try:
-            _convert_keras(network, contract, form / MODEL_FILE)
+            convert(form / MODEL_FILE)
         except Exception as error:
             # Converters raise what they like for layers that they do not know.
             raise ModelLoadError(f"it cannot be converted to ONNX: {' '.join(str(error).split())[:300]}") from error

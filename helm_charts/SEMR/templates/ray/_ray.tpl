@@ -58,6 +58,12 @@ workerGroupSpecs:
 {{- end }}
 {{- end -}}
 
+{{/* When a cluster goes, the operator's job removes its state from Redis. With `helm uninstall` go the job's account and Redis too,
+and the cluster would stay, half deleted, for the operator's five minutes: a new installation could not be made. */}}
+{{- define "semr.ray.faultToleranceAnnotations" -}}
+ray.io/gcs-ft-deletion-timeout: "60"
+{{- end -}}
+
 {{- define "semr.ray.podTemplate" -}}
 {{- $root := .root -}}{{- $values := .values -}}
 metadata:

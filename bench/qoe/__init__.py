@@ -1,0 +1,1 @@
+"""The QoE workflow against the pattern that it replaces."""
