@@ -202,7 +202,9 @@ class Cluster:
         kinds = (
             "deployments.apps,statefulsets.apps,jobs.batch,persistentvolumeclaims,rayclusters.ray.io,rayservices.ray.io"
         )
-        for each in self.all(kinds, namespace):
+        objects = self.all(kinds, namespace)
+        clusters = [each for each in objects if each["kind"] == "RayCluster"]
+        for each in objects:
             status, spec = each.get("status", {}), each["spec"]
             name = f"{each['kind']}/{each['metadata']['name']}"
             if each["kind"] in ("Deployment", "StatefulSet"):
@@ -216,7 +218,7 @@ class Cluster:
                 problems.append(f"{name} is not complete")
             elif each["kind"] == "PersistentVolumeClaim" and status.get("phase") != "Bound":
                 problems.append(f"{name} is {status.get('phase')}")
-            elif each["kind"] == "RayService" and "rayClusterName" not in json.dumps(status):
+            elif each["kind"] == "RayService" and not any(_owned(cluster, each) for cluster in clusters):
                 problems.append(f"{name} has no cluster yet")
             elif each["kind"] == "RayCluster" and status.get("state") != "ready":
                 problems.append(f"{name} is {status.get('state')!r}: {status.get('reason', '')}")
@@ -244,6 +246,11 @@ class Cluster:
             key = labels.get("app.kubernetes.io/component", "") + labels.get("semr.io/track", "")
             found.setdefault(key, []).append(f"{pod['metadata']['name']} {pod['metadata']['uid']} {part}")
         return {key: sorted(names) for key, names in found.items()}
+
+
+def _owned(each: Object, owner: Object) -> bool:
+    references = each["metadata"].get("ownerReferences", [])
+    return owner["metadata"]["uid"] in [reference["uid"] for reference in references]
 
 
 def profile_arguments(chart: str, profile: str | None) -> list[str | Path]:

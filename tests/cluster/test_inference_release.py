@@ -166,6 +166,18 @@ def test_the_target_helm_says_that_a_version_did_not_come_and_leaves_the_old_one
     assert cluster.pod_hashes(target.namespace, RELEASE) == before
 
 
+def test_the_target_helm_takes_over_what_helm_3_made(cluster: Cluster, target: HelmTarget) -> None:
+    """Applied on the client's side and scaled by hand: two reasons for which Helm 4 alone would refuse."""
+    target.remove("mnist")
+    first = ("--set=model.version=7", "--server-side=false")
+    cluster.install("SEMR_inference", RELEASE, target.namespace, *BASE, *first)
+    cluster.kubectl("scale", "deployment", RELEASE, "--replicas=2", f"--namespace={target.namespace}")
+    target.deploy(_ref(8), timeout_seconds=90)
+    assert target.current("mnist") == "8" and _served(cluster, target.namespace) == "models:/mnist/8"
+    target.roll_back("mnist", timeout_seconds=90)
+    assert _served(cluster, target.namespace) == "models:/mnist/7"
+
+
 def test_the_target_helm_removes(cluster: Cluster, target: HelmTarget) -> None:
     target.deploy(_ref(7), timeout_seconds=90)
     target.remove("mnist")

@@ -47,9 +47,8 @@ workerGroupSpecs:
 {{- $now := index $live $name | default dict }}
   - groupName: {{ $name }}
     replicas: {{ max ($group.minReplicas | int) (min ($group.maxReplicas | int) ($now.replicas | default $group.minReplicas | int)) }}
-    {{- with $now.scaleStrategy }}
-    scaleStrategy: {{- toYaml . | nindent 6 }}
-    {{- end }}
+    {{- /* Empty too, as the operator would write it: the list would be its own from then on, and Helm 4 refuse to change it. */}}
+    scaleStrategy: {{- toYaml ($now.scaleStrategy | default dict) | nindent 6 }}
     minReplicas: {{ $group.minReplicas | int }}
     maxReplicas: {{ $group.maxReplicas | int }}
     rayStartParams: {}
