@@ -9,9 +9,11 @@ TORCH_STAMP := $(VENV)/.semr-torch-installed
 
 # uv chooses among the installed Pythons; PYTHON_VERSION=3.11 pins one.
 PYTHON_VERSION ?= >=3.10,<3.13
-EXTRAS         ?= tensorflow,onnx,dev
+EXTRAS         ?= stack,tensorflow,onnx,dev
 TESTS          ?=
 PYTEST_ARGS    ?=
+# Seconds that building Kubernetes for test-cluster may take; 0 builds nothing and skips the tests where it is not built yet.
+CLUSTER_BUILD_SECONDS ?= 2400
 
 # Those that need no stack of their own mostly wait, and do so at the same time.
 TESTS_AT_ONCE  := tests/unit tests/charts
@@ -27,10 +29,10 @@ endif
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup torch demo test lint format bench constraints clean
+.PHONY: help setup torch demo test test-scripts test-cluster test-images lint format bench constraints clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## install what demo needs (it does so by itself)
 
@@ -61,11 +63,22 @@ else
 	$(PYTHON) -m pytest $(PYTEST_ARGS) $(TESTS)
 endif
 
-lint: $(STAMP)  ## ruff, mypy, shellcheck
+test-scripts:  ## tests of the scripts that install and remove (bats; with Ansible also the playbooks)
+	tests/scripts/run.sh
+
+test-images: $(STAMP)  ## build the images from a local base and run them (root; buildah, podman, runc, debootstrap)
+	$(PYTHON) -m pytest $(PYTEST_ARGS) tests/images
+
+test-cluster: $(STAMP)  ## the charts on a Kubernetes API: a test bed built from Go modules, or the cluster of KUBECONFIG
+	SEMR_TEST_CLUSTER_BUILD_SECONDS=$(CLUSTER_BUILD_SECONDS) \
+	  $(PYTHON) -m pytest -ra $(PYTEST_ARGS) $(if $(TESTS),$(TESTS),tests/cluster)
+
+lint: $(STAMP)  ## ruff, mypy, shellcheck, hadolint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(PYTHON) -m mypy
-	$(VENV)/bin/shellcheck helper_scripts/*.sh .ci/run
+	$(VENV)/bin/shellcheck helper_scripts/*.sh docker_build/*.sh tests/scripts/*.sh .ci/run
+	$(VENV)/bin/hadolint docker_build/*/Dockerfile
 
 format: $(STAMP)  ## bring the code into ruff's format
 	$(VENV)/bin/ruff format .

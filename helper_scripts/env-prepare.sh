@@ -2,7 +2,7 @@
 # Installs what the embedded stack needs and pip cannot bring: Prometheus and Alertmanager; and finds or installs uv.
 set -euo pipefail
 
-readonly HELP="Usage: env-prepare.sh [--dry-run] [--help]
+readonly HELP="Usage: env-prepare.sh [--tests] [--dry-run] [--help] | --cluster [OPTIONS]
 
 Makes sure that these are on this machine:
   prometheus     evaluates the rules of the embedded stack
@@ -12,7 +12,11 @@ Makes sure that these are on this machine:
 Debian and Ubuntu: apt-get, as root or with a sudo that asks for no password. No service is started, now or at boot.
 macOS: Homebrew.
 
+  --tests        also, on Debian and Ubuntu, what make test-scripts and make test-images need: bats, Ansible, buildah, podman,
+                 runc, debootstrap
   --dry-run      say what would be installed, change nothing
+  --cluster      prepare this machine to use a SEMR on a cluster instead: helm, kubectl, semr without the servers, the contract,
+                 Flyte's client configuration; see cluster-client.sh --help for its options
   --help         this text
 
 Running it again installs nothing that is there already. Exit codes: 0 all is there, 1 something could not be installed,
@@ -108,10 +112,17 @@ install_with_brew() {
   brew install "$@" || fail "Homebrew could not install $*: see its messages above and check the network."
 }
 
+if [[ "${1-}" == --cluster ]]; then
+  shift
+  exec "$scripts/cluster-client.sh" "$@"
+fi
+
 dry_run=false
+tests=false
 for argument in "$@"; do
   case "$argument" in
     --dry-run) dry_run=true ;;
+    --tests) tests=true ;;
     -h | --help)
       echo "$HELP"
       exit 0
@@ -127,6 +138,11 @@ case "$(uname -s)" in
     has prometheus || missing+=(prometheus)
     has_alertmanager || missing+=(prometheus-alertmanager)
     can_have_uv || missing+=(python3 python3-venv)
+    if $tests; then
+      for command in bats ansible ansible-lint buildah podman runc debootstrap; do
+        has "$command" || missing+=("$command")
+      done
+    fi
     ;;
   Darwin)
     installer=install_with_brew

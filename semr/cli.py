@@ -17,6 +17,7 @@ import typer
 
 from semr.errors import InvalidInputError, SemrError
 from semr.evolution import cli as evolution
+from semr.extras import STACK, missing_extra, need
 
 if TYPE_CHECKING:
     from types import FrameType, ModuleType
@@ -83,6 +84,7 @@ def up(
     from semr.stack.display import show_progress  # noqa: PLC0415
     from semr.stack.state import StackOptions  # noqa: PLC0415
 
+    need(STACK)
     if policy is not None and not policy.is_file():
         raise InvalidInputError(f"There is no policy file {policy}.")
     policy_path = str(policy.resolve()) if policy is not None else None
@@ -217,6 +219,14 @@ def _exists(module: str) -> bool:
         return False
 
 
+def _run_command() -> None:
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        named = missing_extra(error)
+        raise named or error from error
+
+
 def main() -> None:
     """Entry point: every `SemrError` becomes one line on standard error and its exit code; Ctrl-C gives 130."""
     interrupted = False
@@ -230,7 +240,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     try:
-        app()
+        _run_command()
     except SemrError as error:
         tail = getattr(error, "log_tail", "")
         if tail:

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from bench.serving.load import LoadResult, load
 from bench.serving.models import BenchModel, save
+from bench.serving.ray_host import started_in_ray
 from bench.serving.servers import RunningServer, kinds, started
 from semr.inference.options import load_options
 from semr.inference.runtime import load_version
@@ -45,6 +46,10 @@ def _measure(
             place = folder / f"{model.name}-{index}"
             place.mkdir()
             servers.append(stack.enter_context(started(kind, place)))
+        for haproxy in (False, True):
+            place = folder / f"{model.name}-ray-{haproxy}"
+            place.mkdir()
+            servers.append(stack.enter_context(started_in_ray(model, place, haproxy=haproxy)))
         for _ in range(rounds):
             for runtime, rates in calls.items():
                 rates.append(_in_process(model, runtime, seconds))

@@ -7,9 +7,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -48,16 +49,15 @@ class RunningServer:
 
     kind: ServerKind
     port: int
-    process: psutil.Process
+    processes: Callable[[], list[psutil.Process]]
 
     def memory(self) -> float:
         """Memory of all of its processes in MB; shared pages count in proportion."""
-        family = [self.process, *self.process.children(recursive=True)]
-        return sum(each.memory_full_info().pss for each in family) / 1e6
+        return sum(each.memory_full_info().pss for each in self.processes()) / 1e6
 
 
 def kinds(model: BenchModel) -> list[ServerKind]:
-    """All ways to serve `model` that need no cluster."""
+    """All ways to serve `model` by a process; see `ray_host` for Ray Serve."""
     python = sys.executable
     uvicorn = [python, "-m", "uvicorn", "--port", "{port}", "--log-level", "warning"]
     scoring = [python, "-m", "mlflow", "models", "serve", "--env-manager", "local", "--port", "{port}"]
@@ -127,16 +127,20 @@ def started(kind: ServerKind, folder: Path) -> Iterator[RunningServer]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{kind.name} did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.3)
-        yield RunningServer(kind, port, psutil.Process(process.pid))
+        yield RunningServer(kind, port, partial(_family, process.pid))
     finally:
         if process.poll() is None:
-            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            family = _family(process.pid)
             for each in family:
                 each.terminate()
             _, alive = psutil.wait_procs(family, timeout=20)
             for each in alive:
                 each.kill()
             process.wait()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
 
 
 def _is_ready(url: str) -> bool:

@@ -20,7 +20,13 @@ from semr.errors import DependencyUnavailableError, InvalidInputError
 from semr.registry import ModelVersionRef
 from semr.settings import Settings, get_settings
 
-CHART = Path(semr.__file__).parents[1] / "helm_charts" / "SEMR_inference"
+# In a checkout it is the chart itself; a wheel carries a copy.
+_PACKAGE = Path(semr.__file__).parent
+CHART = next(
+    folder
+    for folder in (_PACKAGE.parent / "helm_charts" / "SEMR_inference", _PACKAGE / "charts" / "SEMR_inference")
+    if folder.is_dir()
+)
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _PORT = 8080
 _HISTORY = 10
@@ -66,6 +72,7 @@ class HelmTarget:
             "--wait",
             f"--timeout={max(1, round(timeout_seconds))}s",
             f"--history-max={_HISTORY}",
+            *self._overriding,
             "--rollback-on-failure" if self._major >= 4 else "--atomic",
         ]
         done = self._run(arguments, timeout_seconds * 2 + _SLACK_SECONDS)
@@ -101,9 +108,17 @@ class HelmTarget:
             DeploymentError: there is none, or its pods do not become ready.
         """
         arguments = ["rollback", release_name(model), "--wait", f"--timeout={max(1, round(timeout_seconds))}s"]
-        done = self._run(arguments, timeout_seconds + _SLACK_SECONDS)
+        done = self._run([*arguments, *self._overriding], timeout_seconds + _SLACK_SECONDS)
         if done.returncode != 0:
             raise DeploymentError(f"Release {release_name(model)} cannot be rolled back: {_reason(done.stderr)}")
+
+    @property
+    def _overriding(self) -> list[str]:
+        """Fields that others have changed, as `kubectl scale` does, are the release's again.
+
+        Helm 4 otherwise refuses the whole upgrade; Helm 3 always does so.
+        """
+        return ["--force-conflicts"] if self._major >= 4 else []
 
     @cached_property
     def _major(self) -> int:

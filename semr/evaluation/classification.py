@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import classification_report, confusion_matrix, log_loss
 
 from semr.errors import InvalidInputError
 
@@ -63,6 +62,9 @@ def judge_classifier(
     Raises:
         InvalidInputError: shapes do not fit, there are no rows, or a label is not a class.
     """
+    # Takes seconds to import; a model server imports this module for its names, and has no scikit-learn.
+    from sklearn.metrics import classification_report, confusion_matrix, log_loss  # noqa: PLC0415
+
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1] or not len(labels):
         raise InvalidInputError(
             f"Predictions of shape {probabilities.shape} cannot be judged by labels of shape {labels.shape}: "

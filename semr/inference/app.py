@@ -2,8 +2,9 @@
 
 It knows nothing of its host: Ray Serve and the standalone server give it a holder and a renderer of metrics.
 
-A module named in `ServerOptions.extensions` adds paths of its own: its function `add_routes(app, service)` gets the FastAPI
-application and the `InferenceService`, by which it finds the model and infers.
+A module named in `ServerOptions.extensions`, or by the model itself (`semr.extensions` in its metadata), adds paths of its
+own: its function `add_routes(app, service)` gets the FastAPI application and the `InferenceService`, by which it finds the
+model and infers.
 """
 
 from __future__ import annotations
@@ -61,10 +62,18 @@ def create_app(
     _add_model(rest, service)
     _add_repository(rest, service)
     _add_feedback(rest, service)
+    extended: set[str] = set()
+
+    def extend(name: str) -> None:
+        if name not in extended:
+            _extend(rest, service, name)
+            extended.add(name)
+            rest.openapi_schema = None  # described anew
+
     for name in extensions:
-        _extend(rest, service, name)
+        extend(name)
     openapi.describe_inference(rest, service)
-    return InferenceApplication(service, rest, access_log)
+    return InferenceApplication(service, rest, access_log, extend)
 
 
 def _errors(*statuses: int) -> _Responses:

@@ -25,6 +25,10 @@ from semr.inference.tensors import Array, datatype_name, from_bytes, to_bytes, t
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
+# Letters that names and the protocol's own words have; a body with more is searched for the words.
+_MOST_LETTERS = 32
+
+
 class InvalidBodyError(InvalidInputError):
     """The body of a request cannot be read."""
 
@@ -60,13 +64,13 @@ def decode_request(body: bytes, header_length: str | None = None) -> DecodedRequ
     end = len(body) if header_length is None else _parse_length(header_length, len(body))
     view = memoryview(body)
     try:
-        content = orjson.loads(view[:end])
+        content = orjson.loads(view[:end] if end < len(body) else body)
     except orjson.JSONDecodeError as error:
         raise InvalidBodyError(f"The body is not JSON: {error}.") from error
     request = parse_request(content)
     raw = view[end:]
     inputs: dict[str, Array] = {}
-    has_booleans = b"true" in body or b"false" in body
+    has_booleans = _may_hold_booleans(body)
     for tensor in request.inputs:
         if tensor.name in inputs:
             raise InvalidBodyError(f"Input {tensor.name!r} is given twice.")
@@ -158,6 +162,25 @@ def encode_response(
     head = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     # Raw output of no bytes needs the header too: it is how a client tells the two forms apart.
     return EncodedResponse(b"".join([head, *raw]), len(head)) if raw else EncodedResponse(head, None)
+
+
+def _may_hold_booleans(body: bytes) -> bool:
+    """Whether `true` or `false` stands anywhere in the body.
+
+    Numbers have neither "u" nor "l", so looking for these, a tenth of the time that looking for the words takes, ends soon.
+    """
+    for letter, word, offset in ((b"u", b"true", 2), (b"l", b"false", 2)):
+        at = -1
+        for _ in range(_MOST_LETTERS):
+            at = body.find(letter, at + 1)
+            if at < 0:
+                break
+            if body.startswith(word, at - offset if at >= offset else 0):
+                return True
+        else:
+            if word in body:
+                return True
+    return False
 
 
 def _parse_length(text: str, most: int) -> int:

@@ -18,12 +18,13 @@ from typing import Any
 import orjson
 from fastapi import FastAPI
 
-from semr.errors import InvalidInputError
+from semr.errors import InvalidInputError, SettingsError
 from semr.inference import http_errors
 from semr.inference.access_log import Access, AccessLog
 from semr.inference.codec import HEADER_LENGTH, decode_request, encode_response
 from semr.inference.http_errors import HttpError
 from semr.inference.protocol import PREDICTION_ID
+from semr.inference.runtime import LoadedModel
 from semr.inference.service import InferenceService
 
 logger = logging.getLogger(__name__)
@@ -69,10 +70,18 @@ class _ClientGoneError(Exception):
 class InferenceApplication:
     """ASGI application: `POST /v2/models/{model}[/versions/{version}]/infer` here, all other paths by `rest`."""
 
-    def __init__(self, service: InferenceService, rest: FastAPI, access_log: AccessLog | None = None) -> None:
+    def __init__(
+        self,
+        service: InferenceService,
+        rest: FastAPI,
+        access_log: AccessLog | None = None,
+        extend: Callable[[str], None] | None = None,
+    ) -> None:
         self._service = service
         self._rest = rest
         self._access_log = access_log
+        self._extend = extend
+        self._seen: LoadedModel | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -175,6 +184,7 @@ class InferenceApplication:
         started: float,
     ) -> None:
         status = 500
+        self._add_extensions()
 
         async def note(message: Message) -> None:
             nonlocal status
@@ -196,6 +206,18 @@ class InferenceApplication:
             status = _CLIENT_GONE
         finally:
             self._log(scope, status, started, request_id)
+
+    def _add_extensions(self) -> None:
+        """Add the paths that the version in service brings along; those of a version before it stay."""
+        loaded = self._service.state.holder.current
+        if loaded is self._seen or loaded is None or self._extend is None:
+            return
+        self._seen = loaded
+        for name in loaded.extensions:
+            try:
+                self._extend(name)
+            except SettingsError as error:
+                logger.warning("%s is served without the paths it brings along: %s", loaded.ref.uri, error)
 
     def _log(self, scope: Scope, status: int, started: float, request_id: str, version: str = "") -> None:
         if self._access_log is None:

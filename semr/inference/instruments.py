@@ -24,6 +24,12 @@ class Instrument:
 REQUESTS = Instrument(
     "semr_inference_requests_total", "counter", "Requests answered, by HTTP status.", ("model", "version", "status")
 )
+IN_FLIGHT = Instrument(
+    "semr_inference_requests_in_flight",
+    "gauge",
+    "Requests to infer that were admitted and not answered yet; what replicas are scaled by. Ray Serve counts its own.",
+    ("model",),
+)
 LATENCY = Instrument(
     "semr_inference_latency_seconds",
     "histogram",
@@ -106,6 +112,7 @@ RECORDER_DROPPED_ROWS = Instrument(
 
 INSTRUMENTS = (
     REQUESTS,
+    IN_FLIGHT,
     LATENCY,
     BATCH_SIZE,
     MODEL_INFO,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Protocol
@@ -59,6 +59,7 @@ class PrometheusSink:
     def __init__(self) -> None:
         self._values: dict[Instrument, dict[tuple[str, ...], float]] = {each: {} for each in INSTRUMENTS}
         self._histograms: dict[Instrument, dict[tuple[str, ...], _Counts]] = {each: {} for each in INSTRUMENTS}
+        self._read: dict[Instrument, dict[tuple[str, ...], Callable[[], float]]] = {each: {} for each in INSTRUMENTS}
         self._lock = threading.Lock()
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -79,6 +80,11 @@ class PrometheusSink:
             else:
                 self._values[instrument][key] = value
 
+    def read_when_asked(self, instrument: Instrument, labels: Labels, read: Callable[[], float]) -> None:
+        """A gauge whose value is read when the numbers are rendered: for what changes more often than anybody looks."""
+        with self._lock:
+            self._read[instrument][tuple([labels[name] for name in instrument.labels])] = read
+
     def forget(self, labels: Labels) -> None:
         """See `Sink`."""
         with self._lock:
@@ -94,7 +100,10 @@ class PrometheusSink:
     def collect(self) -> Iterator[Metric]:
         """For `prometheus_client`: the numbers as its metrics."""
         with self._lock:
-            values = {each: dict(found) for each, found in self._values.items()}
+            values = {
+                each: {**found, **{key: read() for key, read in self._read[each].items()}}
+                for each, found in self._values.items()
+            }
             histograms = {
                 each: {key: (list(counts.buckets), counts.sum) for key, counts in found.items()}
                 for each, found in self._histograms.items()

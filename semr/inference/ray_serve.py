@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve._private import replica
 
 from semr.inference.app import ServerState, create_app
 from semr.inference.front import InferenceApplication
@@ -23,8 +24,11 @@ from semr.inference.runtime import load
 from semr.monitoring.observer import Observer
 from semr.settings import get_settings
 
+logger = logging.getLogger(__name__)
+
 DEPLOYMENT = "ModelServer"
 IMPORT_PATH = f"{__name__}:build"
+_LOOPBACK = "127.0.0.1"
 
 
 def _application() -> InferenceApplication:
@@ -33,8 +37,8 @@ def _application() -> InferenceApplication:
 
 
 def _state_of_this_replica() -> ServerState:
-    replica: ModelServer = serve.get_replica_context().servable_object
-    return replica.state
+    server: ModelServer = serve.get_replica_context().servable_object
+    return server.state
 
 
 @serve.deployment(name=DEPLOYMENT)
@@ -43,6 +47,8 @@ class ModelServer:
     """One replica. It starts without a model; Serve calls `reconfigure` before it sends the first request."""
 
     def __init__(self, model: str) -> None:
+        if ray.util.get_node_ip_address() == _LOOPBACK:
+            _stay_on_loopback()
         # What this package has to say goes into the replica's log, beside Serve's own lines.
         logging.getLogger("semr").setLevel(logging.INFO)
         prometheus = PrometheusSink()
@@ -64,6 +70,23 @@ class ModelServer:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Switch to `user_config["version"]`; a version that cannot be loaded is reported by the `ready` paths."""
         await asyncio.to_thread(self.state.holder.switch, str(user_config["version"]))
+
+
+def _stay_on_loopback() -> None:
+    """Bind the replica's gRPC server, which Serve starts next, to loopback as all of the node is.
+
+    Replicas of one application call each other by it, ours do not; Serve (2.60, `_private/replica.py`) opens it on all
+    interfaces nonetheless, takes requests from anybody, and unpickles them.
+    """
+    bind = getattr(replica, "add_port_to_grpc_server", None)
+    if bind is None:
+        logger.warning("Ray Serve opens its replicas' gRPC server in another way now: see on which address it listens.")
+        return
+
+    def bind_to_loopback(server: Any, address: str) -> int:  # noqa: ANN401 - grpc.aio.Server
+        return int(bind(server, address.replace("[::]", _LOOPBACK)))
+
+    replica.add_port_to_grpc_server = bind_to_loopback
 
 
 def build(arguments: dict[str, str]) -> serve.Application:

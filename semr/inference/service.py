@@ -11,6 +11,7 @@ from semr.errors import InvalidInputError
 from semr.inference import http_errors
 from semr.inference.holder import ModelHolder
 from semr.inference.http_errors import HttpError
+from semr.inference.instruments import IN_FLIGHT
 from semr.inference.metrics import PrometheusSink
 from semr.inference.options import ServerOptions, get_options
 from semr.inference.protocol import InferRequest
@@ -66,7 +67,9 @@ class InferenceService:
     @property
     def _scheduler(self) -> Scheduler:
         if self._made is None:
-            self._made = Scheduler(self.state.options)
+            state = self.state
+            self._made = Scheduler(state.options)
+            state.prometheus.read_when_asked(IN_FLIGHT, {"model": state.holder.name}, lambda: self.in_flight)
         return self._made
 
     def check_name(self, model: str) -> ModelHolder:

@@ -56,6 +56,7 @@ def fit(
     dataset: DatasetVersion,
     plan: TrainingPlan,
     run_id: str,
+    metadata: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Train the model on the splits `train` and `validation` of a dataset version and log it to an MLflow run.
 
@@ -68,6 +69,7 @@ def fit(
         dataset: version with the splits `train` and `validation`.
         plan: how to train.
         run_id: MLflow run to log to.
+        metadata: what the model declares about its serving, by the keys of `semr.inference.runtime.loading`.
 
     Returns:
         The last epoch's metrics, averaged over the workers.
@@ -78,8 +80,8 @@ def fit(
         TrainingFailedError: every other failure, after `plan.max_restarts` restarts.
     """
     # Not TensorflowTrainer: it loads TensorFlow in the driver and in the controller, 6 s each, to start its servers.
-    functions = {"build_model": build_model, "to_example": to_example}
-    return run_workers(_train_loop, functions, dataset, plan, run_id)
+    more = {"build_model": build_model, "to_example": to_example, "metadata": dict(metadata or {})}
+    return run_workers(_train_loop, more, dataset, plan, run_id)
 
 
 def _train_loop(config: dict[str, Any]) -> None:
@@ -129,7 +131,7 @@ def _train_loop(config: dict[str, Any]) -> None:
     )
     group.close()
     if group.rank == 0:
-        _log_model(model, example_x, config["run_id"])
+        _log_model(model, example_x, config["run_id"], config["metadata"])
 
 
 def _average_gradients(model: keras.Model, group: WorkerGroup) -> None:
@@ -210,7 +212,7 @@ def _restore(checkpoint: Any) -> tuple[keras.Model, int]:  # noqa: ANN401 - Ray'
     return model, int(state["epochs_done"])
 
 
-def _log_model(model: keras.Model, example: npt.NDArray[np.float32], run_id: str) -> None:
+def _log_model(model: keras.Model, example: npt.NDArray[np.float32], run_id: str, metadata: Mapping[str, str]) -> None:
     import keras  # noqa: PLC0415
     import mlflow.tensorflow  # noqa: PLC0415
     import tensorflow as tf  # noqa: PLC0415
@@ -230,6 +232,7 @@ def _log_model(model: keras.Model, example: npt.NDArray[np.float32], run_id: str
                 name="model",
                 signature=signature,
                 input_example=example,
+                metadata=dict(metadata),
                 # Given, not inferred: inferring loads the model in a further process.
                 pip_requirements=[
                     f"keras=={keras.__version__}",

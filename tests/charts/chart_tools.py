@@ -124,10 +124,10 @@ def values_of(chart: str, profile: str) -> Path:
     return next(path for path in PROFILES[chart][1] if path.stem == profile)
 
 
-def copy_charts(to: Path) -> Path:
+def copy_charts(to: Path, source: Path = CHARTS) -> Path:
     """The charts, with an empty chart of the right name and version for each dependency."""
     for chart in PROFILES:
-        shutil.copytree(CHARTS / chart, to / chart, ignore=shutil.ignore_patterns("charts", "Chart.lock"))
+        shutil.copytree(source / chart, to / chart, ignore=shutil.ignore_patterns("charts", "Chart.lock"))
         description = yaml.safe_load((to / chart / "Chart.yaml").read_text())
         for dependency in description.get("dependencies", []):
             folder = to / chart / "charts" / dependency["name"]

@@ -137,12 +137,20 @@ def test_ray_says_the_version_of_its_image_s_constraints(helm: Helm) -> None:
 
 
 def test_serving_starts_with_an_application_that_exists(helm: Helm) -> None:
+    from semr.deployment import standby as deployed
     from semr.inference import standby
 
-    config = yaml.safe_load(helm.render("SEMR", None).get("RayService", "semr-serving")["spec"]["serveConfigV2"])
-    (application,) = config["applications"]
-    assert application["import_path"] == f"{standby.__name__}:app"
+    assert deployed.APPLICATION["import_path"] == f"{standby.__name__}:app"
     assert standby.app is not None
+    rendered = helm.render("SEMR", None)
+    (job,) = [each for each in rendered.of("Job") if each["metadata"]["name"].startswith("semr-serving-setup-")]
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["python", "-m", deployed.__name__]
+    assert {"name": "SEMR_RAY_SERVICE", "value": "ml/semr-serving"} in container["env"]
+    assert rendered.get("Role", pod["serviceAccountName"])["rules"] == rendered.get("Role", "semr-tasks")["rules"]
+    (test,) = [each for each in rendered.of("Pod") if each["metadata"]["name"] == "semr-test-serving"]
+    assert test["spec"]["containers"][0]["env"][0]["value"].endswith(deployed.APPLICATION["route_prefix"])
 
 
 def test_the_policy_is_one(helm: Helm) -> None:

@@ -35,7 +35,7 @@ def test_the_tour_works_as_written(tmp_path: Path) -> None:
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     commands = commands_of_the_tour()
     assert any("pyflyte run" in command for command in commands)
-    printed = {}
+    printed = []
     try:
         for command in commands:
             done = subprocess.run(
@@ -48,8 +48,8 @@ def test_the_tour_works_as_written(tmp_path: Path) -> None:
                 check=False,
             )
             assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-            printed[command.split()[0] + " " + command.split()[1]] = done.stdout
+            printed.append(done.stdout)
     finally:
         control.down(tmp_path / ".semr")
-    assert "answered by mnist, version 1" in printed["python -m"]
-    assert '"versions":["1"]' in printed["curl --fail"]
+    for expected in ("answered by mnist, version 1", '"versions":["1"]', '"label":'):
+        assert any(expected in output for output in printed), (expected, printed)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -10,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+import psutil
 import pytest
 from stack_tools import RunningStack
-from workflow_tools import no_model_left, register_constant, unique
+from workflow_tools import no_model_left, processes_of_stack, register_constant, unique
 
 from semr.deployment.ray_serve import RayServeTarget
 from semr.deployment.target import DeploymentError
@@ -22,6 +26,11 @@ from semr.inference.client import InferenceClient, InferenceError, Prediction
 from semr.registry import ModelVersionRef, Registry
 from semr.settings import Settings
 
+# SEMR_TEST_SWITCHES=200 and SEMR_TEST_ENDURANCE_SECONDS=600 show more.
+SWITCHES = int(os.environ.get("SEMR_TEST_SWITCHES", "3"))
+ENDURANCE_SECONDS = float(os.environ.get("SEMR_TEST_ENDURANCE_SECONDS", "25"))
+KILL_EVERY_SECONDS = 20.0
+CLIENTS = 3
 ROW = {"input-0": np.zeros((1, 2), dtype=np.float32)}
 
 
@@ -31,6 +40,16 @@ class Load:
 
     answers: list[tuple[str, float]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+
+
+def replicas_of(stack: RunningStack, name: str) -> list[psutil.Process]:
+    """The processes that answer for a model, oldest first."""
+    found = []
+    for process in processes_of_stack(stack.folder):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if f"ServeReplica:{name}:" in " ".join(process.cmdline()):
+                found.append(process)
+    return sorted(found, key=psutil.Process.create_time)
 
 
 def ask(url: str, model: str) -> tuple[str, float]:
@@ -44,7 +63,7 @@ def _version_and_value(prediction: Prediction) -> tuple[str, float]:
 
 
 @contextmanager
-def load_on(url: str, model: str, clients: int = 3) -> Iterator[Load]:
+def load_on(url: str, model: str, clients: int = CLIENTS) -> Iterator[Load]:
     """Requests without a pause from `clients` threads while the block runs."""
     load, ended = Load(), threading.Event()
 
@@ -107,7 +126,7 @@ def served(served_model: Served) -> Served:
 def test_a_switch_under_load_fails_no_request_and_mixes_no_versions(served: Served) -> None:
     with load_on(served.url, served.name) as load:
         time.sleep(1)
-        for version in (1, 0, 1):
+        for version in [1 - each % 2 for each in range(SWITCHES)]:
             served.target.deploy(served.versions[version])
             # From the moment that `deploy` returns no answer comes from the version before it.
             assert ask(served.url, served.name) == (served.versions[version].version, version + 1.0)
@@ -115,6 +134,14 @@ def test_a_switch_under_load_fails_no_request_and_mixes_no_versions(served: Serv
     assert load.errors == []
     assert len(load.answers) > 100
     assert set(load.answers) == {("1", 1.0), ("2", 2.0)}
+
+
+def test_replicas_listen_on_loopback_only(stack: RunningStack, served: Served) -> None:
+    """Ray Serve would open a server that unpickles what anybody sends it."""
+    (replica,) = replicas_of(stack, served.name)
+    listening = [each.laddr.ip for each in replica.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    assert listening
+    assert [each for each in listening if not ipaddress.ip_address(each.removeprefix("::ffff:")).is_loopback] == []
 
 
 def test_a_switch_of_two_replicas_under_load(served: Served) -> None:
@@ -125,6 +152,34 @@ def test_a_switch_of_two_replicas_under_load(served: Served) -> None:
     assert load.errors == []
     assert set(load.answers) <= {("1", 1.0), ("2", 2.0)}
     assert set(after) == {("2", 2.0)}
+
+
+def test_killed_replicas_cost_what_they_were_at_work_on_and_no_more(stack: RunningStack, served: Served) -> None:
+    """Two replicas, one killed every 20 s. Serve's proxy answers 500 for what the dead one had not answered."""
+    served.target.deploy(served.versions[0], replicas=2)
+    ends = time.monotonic() + ENDURANCE_SECONDS
+    memory: list[float] = []
+    killed = 0
+    with load_on(served.url, served.name) as load:
+        time.sleep(2)
+        while time.monotonic() < ends:
+            replicas = replicas_of(stack, served.name)
+            if len(replicas) == 2:  # on a busy machine the last one that was killed may not be back yet
+                memory.append(sum(each.memory_info().rss for each in replicas) / 2e6)
+                replicas[killed % 2].kill()
+                killed += 1
+            time.sleep(KILL_EVERY_SECONDS)
+        deadline = time.monotonic() + 60
+        while len(replicas_of(stack, served.name)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    print(f"{killed} replicas killed, {len(load.answers)} answers, {len(load.errors)} errors: {set(load.errors)}")
+    print("MB of a replica before each was killed:", [round(each) for each in memory])
+    assert len(load.answers) > 100
+    assert set(load.errors) <= {"the model server answered 500: Internal Server Error"}
+    assert len(load.errors) <= killed * CLIENTS
+    assert max(memory) < 1.3 * memory[0]
+    served.target.deploy(served.versions[0], replicas=1)
 
 
 def test_a_version_that_cannot_be_loaded_leaves_the_one_before_it(served: Served) -> None:

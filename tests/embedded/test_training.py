@@ -37,11 +37,11 @@ class Watched:
         self.lines: list[str] = []
         self._at = at
         self._react = react
-        self._job_id = ""
+        self.job_id = ""
 
     def run(self, config: TrainConfig, environment: dict[str, str] | None = None) -> JobResult:
-        self._job_id = self.jobs.submit(TRAIN, config_argument(config), environment=environment)
-        return self.jobs.wait(self._job_id, on_line=self._look, timeout_seconds=240)
+        self.job_id = self.jobs.submit(TRAIN, config_argument(config), environment=environment)
+        return self.jobs.wait(self.job_id, on_line=self._look, timeout_seconds=240)
 
     @property
     def epochs(self) -> list[int]:
@@ -52,7 +52,7 @@ class Watched:
         self.lines.append(line)
         if self._at in line:
             self._at = "\0"
-            self._react(self._job_id)
+            self._react(self.job_id)
 
 
 def processes_of_job(stack: RunningStack, job_id: str) -> list[psutil.Process]:
@@ -67,7 +67,11 @@ def processes_of_job(stack: RunningStack, job_id: str) -> list[psutil.Process]:
 
 def workers_of(stack: RunningStack, job_id: str) -> list[psutil.Process]:
     """The processes of a job's Ray Train workers."""
-    return [each for each in processes_of_job(stack, job_id) if "RayTrainWorker" in " ".join(each.cmdline())]
+    return [each for each in processes_of_job(stack, job_id) if _is_worker(each)]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    return "RayTrainWorker" in " ".join(process.cmdline())
 
 
 @dataclass(frozen=True)
@@ -83,21 +87,31 @@ class Observed:
 @pytest.fixture(scope="module")
 def observed(stack: RunningStack) -> Observed:
     workers: list[psutil.Process] = []
-    listening: list[tuple[str, int]] = []
+    listening: set[tuple[str, int]] = set()
+    watched = Watched(stack, "\0", lambda job_id: None)
+    ended = threading.Event()
 
-    def look(job_id: str) -> None:
-        workers.extend(workers_of(stack, job_id))
-        for process in processes_of_job(stack, job_id):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                listening.extend(
-                    (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
-                    for connection in process.net_connections("inet")
-                    if connection.status == psutil.CONN_LISTEN
-                )
+    def look() -> None:
+        """All the time: two epochs of few pictures can be over before their first line is read."""
+        while not ended.wait(0.2):
+            for process in processes_of_job(stack, watched.job_id) if watched.job_id else []:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process not in workers and _is_worker(process):
+                        workers.append(process)
+                    listening.update(
+                        (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
+                        for connection in process.net_connections("inet")
+                        if connection.status == psutil.CONN_LISTEN
+                    )
 
-    watched = Watched(stack, "epoch 1/", look)
-    result = watched.run(TrainConfig(small_dataset(), epochs=2))
-    return Observed(result, watched.lines, workers, listening)
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        result = watched.run(TrainConfig(small_dataset(), epochs=2))
+    finally:
+        ended.set()
+        looking.join()
+    return Observed(result, watched.lines, workers, sorted(listening))
 
 
 def test_the_log_is_one_line_an_epoch(observed: Observed) -> None:

@@ -150,8 +150,11 @@ def test_both_ways_of_reading_json_refuse_the_same(
         from_json("x", datatype, [2], data, has_booleans=has_booleans)
 
 
-def test_booleans_are_no_numbers_however_they_come() -> None:
-    body = b'{"inputs": [{"name": "x", "shape": [2], "datatype": "FP32", "data": [1.5, true]}]}'
+@pytest.mark.parametrize("name", ["x", "full", "u" * 100, "l" * 100])
+@pytest.mark.parametrize("literal", ["true", "false"])
+def test_booleans_are_no_numbers_however_they_come(name: str, literal: str) -> None:
+    tensor = f'{{"name": "{name}", "shape": [2], "datatype": "FP32", "data": [1.5, {literal}]}}'
+    body = f'{{"inputs": [{tensor}]}}'.encode()
     with pytest.raises(InvalidTensorError, match="not FP32"):
         decode_request(body)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from semr.deployment import ray_service
+from semr.deployment import ray_service, standby
 from semr.deployment.choice import deployment_target
 from semr.deployment.helm import CHART, HelmTarget, release_name
 from semr.deployment.ray_serve import RayServeTarget
@@ -64,6 +64,7 @@ def test_deploying_is_an_upgrade_that_waits_and_takes_itself_back(helm: FakeHelm
     assert words[:3] == ["upgrade", "inference-mnist", str(CHART)]
     for word in (
         "--install", "--reset-then-reuse-values", "--wait", "--timeout=90s", "--history-max=10", "--rollback-on-failure",
+        "--force-conflicts",
         "--set-string=model.name=mnist", "--set-string=model.version=8", "--set=replicas=2",
         "--set-string=mlflow.url=http://mlflow:5000", "--namespace=ml",
     ):  # fmt: skip
@@ -74,6 +75,7 @@ def test_helm_3_says_atomic(helm: FakeHelm) -> None:
     helm.answer("echo v3.22.0")
     target(helm).deploy(ref())
     assert "--atomic" in helm.calls[1] and "--rollback-on-failure" not in helm.calls[1]
+    assert "--force-conflicts" not in helm.calls[1]
     assert "replicas" not in helm.calls[1], "without a number the release keeps its own"
 
 
@@ -97,7 +99,7 @@ def test_removing_and_rolling_back(helm: FakeHelm) -> None:
     target(helm).remove("mnist")
     target(helm).roll_back("mnist", 60)
     assert helm.calls[0].startswith("uninstall inference-mnist --ignore-not-found --wait")
-    assert helm.calls[1].startswith("rollback inference-mnist --wait --timeout=60s")
+    assert helm.calls[2].startswith("rollback inference-mnist --wait --timeout=60s --force-conflicts")
 
 
 def test_without_helm_the_error_says_so(tmp_path: Path) -> None:
@@ -128,12 +130,12 @@ def test_the_contract_chooses() -> None:
 
 
 class FakeKubernetes:
-    """The API for one RayService; `conflicts` refuses that many patches, `broken` answers 503 that often."""
+    """The API for one RayService; `conflicts` refuses that many patches, `broken` answers 503, `absent` 404 that often."""
 
     def __init__(self) -> None:
         config = yaml.safe_dump({"applications": [{"name": "semr-standby"}], "http_options": {"port": 8000}})
         self.object: dict[str, Any] = {"metadata": {"resourceVersion": "1"}, "spec": {"serveConfigV2": config}}
-        self.conflicts = self.broken = 0
+        self.conflicts = self.broken = self.absent = 0
         self.patches: list[dict[str, Any]] = []
         self.seen: list[tuple[str, str, str | None]] = []
         fake = self
@@ -144,6 +146,9 @@ class FakeKubernetes:
                 if fake.broken:
                     fake.broken -= 1
                     self.reply(503, {"message": "etcd is away"})
+                elif fake.absent:
+                    fake.absent -= 1
+                    self.reply(404, {"message": "not found"})
                 else:
                     self.reply(200, fake.object)
 
@@ -221,6 +226,30 @@ def test_a_faster_deployer_is_waited_for(kubernetes: FakeKubernetes) -> None:
     kubernetes.conflicts = 99
     with pytest.raises(DeploymentError, match="could not be changed: 409"):
         applications(kubernetes).put("other", {"name": "other"})
+
+
+def test_a_new_ray_service_gets_its_first_application(kubernetes: FakeKubernetes) -> None:
+    del kubernetes.object["spec"]["serveConfigV2"]
+    standby.put_standby(applications(kubernetes))
+    assert yaml.safe_load(kubernetes.object["spec"]["serveConfigV2"]) == {"applications": [standby.APPLICATION]}
+
+
+def test_the_first_application_waits_for_its_ray_service(kubernetes: FakeKubernetes) -> None:
+    kubernetes.absent = 3
+    standby.put_standby(applications(kubernetes))
+    assert kubernetes.applications == ["semr-standby"]
+    kubernetes.absent = 10**6
+    with pytest.raises(DeploymentError, match="404"):
+        standby.put_standby(applications(kubernetes), wait_seconds=0.05)
+
+
+def test_outside_a_cluster_the_job_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setattr(standby, "get_settings", lambda: Settings(ray_service="ml/serving", _env_file=None))  # type: ignore[call-arg]
+    assert standby.main() == 2
+    assert "from inside its cluster" in capsys.readouterr().err
 
 
 def test_a_short_outage_is_borne_and_a_long_one_named(kubernetes: FakeKubernetes) -> None:

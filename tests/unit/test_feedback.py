@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -236,6 +237,20 @@ def test_classes_are_found_in_outputs() -> None:
     assert integers is not None
     assert integers.classes.tolist() == [4, 5]
     assert integers.confidences is None
+
+
+@pytest.mark.parametrize("classes", [2, 10, 64, 65])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_one_row_is_classified_as_several_are(classes: int, dtype: type[np.floating[Any]]) -> None:
+    rows = np.random.default_rng(classes).dirichlet(np.ones(classes), 20).astype(dtype)
+    rows[0], rows[1, 0], rows[2] = 1 / classes, -0.1, 0.9
+    for row in rows:
+        alone, among = classify({"y": row[None]}), classify({"y": np.stack([row, row])})
+        assert (alone is None) == (among is None)
+        if alone is not None and among is not None:
+            assert alone.classes.tolist() == among.classes[:1].tolist()
+            assert alone.confidences is not None and among.confidences is not None
+            assert alone.confidences.tolist() == among.confidences[:1].tolist()
 
 
 def test_the_buffer_is_bounded_and_gives_the_rest_after_closing() -> None:

@@ -41,10 +41,11 @@ def client() -> Iterator[TestClient]:
         inputs=(TensorMetadata(name="image", datatype="FP32", shape=[-1, 28, 28, 1]),),
         outputs=(TensorMetadata(name="probabilities", datatype="FP32", shape=[-1, 10]),),
         _predict=where_the_ink_is,
+        extensions=("no.such.module", "workflow_examples.mnist.predict_image"),
     )
     sink = PrometheusSink()
     state = ServerState(ModelHolder("mnist", ServerMetrics([sink]), current=loaded), sink)
-    app = create_app(lambda: state, extensions=["workflow_examples.mnist.predict_image"])
+    app = create_app(lambda: state)
     with TestClient(app) as client:
         yield client
 
@@ -85,6 +86,11 @@ def test_other_forms_and_models_are_refused(client: TestClient) -> None:
     assert client.post(PATH, files={"photo": b"x"}).status_code == 400
     assert client.post(PATH, json={}).status_code == 400
     assert client.post("/v1/models/other:predict-image", files={"image": b"x"}).status_code == 404
+
+
+def test_the_path_is_described(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/models/{model}:predict-image", "/v2/models/{model}/infer"} <= set(paths)
 
 
 def test_an_extension_that_is_none_is_named() -> None:

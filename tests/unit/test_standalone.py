@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -169,6 +170,11 @@ def test_a_client_that_goes_or_dawdles_harms_nobody(steps: Path, tmp_path: Path)
         assert httpx.post(started.url + INFER, json=infer_body((1, 2))).status_code == 200
 
 
+def in_flight(url: str) -> float:
+    found = re.search(r"^semr_inference_requests_in_flight\{.*\} (.*)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
 def test_overload_is_503_at_once_and_slowness_504(steps: Path, tmp_path: Path) -> None:
     arguments = ("--model", str(steps), "--queue", "4", "--timeout", "1.5")
     with server(tmp_path, *arguments, environment={"STEPS_SLEEP": "4"}) as started, ThreadPoolExecutor(12) as pool:
@@ -179,7 +185,12 @@ def test_overload_is_503_at_once_and_slowness_504(steps: Path, tmp_path: Path) -
             answer = httpx.post(started.url + INFER, json=infer_body(SLEEP), timeout=30)
             return answer.status_code, answer.headers.get("retry-after"), time.monotonic() - began
 
-        answers = list(pool.map(ask, range(12)))
+        asked = [pool.submit(ask, number) for number in range(12)]
+        deadline = time.monotonic() + 10
+        while in_flight(started.url) != 4.0:  # what a cluster scales replicas by
+            assert time.monotonic() < deadline
+        answers = [each.result() for each in asked]
+        assert in_flight(started.url) == 0.0
         assert sorted(status for status, _, _ in answers) == [503] * 8 + [504] * 4
         assert {after for status, after, _ in answers if status == 503} == {"1"}
         # Refused before the first of the slow ones came back.

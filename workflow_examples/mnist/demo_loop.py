@@ -61,7 +61,7 @@ class LoopPlan:
     drift: Distortion = field(default_factory=lambda: Distortion("rotate", 35.0))
     steady_seconds: float = 20.0
     after_seconds: float = 10.0
-    patience_seconds: float = 400.0
+    patience_seconds: float = 900.0
 
 
 @dataclass(frozen=True)

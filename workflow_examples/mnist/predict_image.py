@@ -1,7 +1,7 @@
 """A path for a person with a picture in their hand: `POST /v1/models/{model}:predict-image`, a file in multipart form.
 
-An extension of the model server, for either host: `--extension workflow_examples.mnist.predict_image`, or
-SEMR_INFERENCE_EXTENSIONS='["workflow_examples.mnist.predict_image"]'.
+An extension of the model server, in either host. Models that `train` logs bring it along; for another one:
+`--extension workflow_examples.mnist.predict_image`, or SEMR_INFERENCE_EXTENSIONS='["workflow_examples.mnist.predict_image"]'.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ def train(config: TrainConfig) -> None:
     """Train; the job's MLflow run holds parameters, learning curve, system metrics and the model."""
     import mlflow  # noqa: PLC0415 - not needed by Ray Train's workers, which import this module too
 
+    from semr.inference.runtime.loading import EXTENSIONS_KEY  # noqa: PLC0415
     from semr.tracking import DATASET_TAG  # noqa: PLC0415
 
     store = ObjectStore.from_settings()
@@ -61,7 +62,7 @@ def train(config: TrainConfig) -> None:
             build = functools.partial(warm_start, config.warm_start, config.learning_rate, steps)
         else:
             build = functools.partial(build_model, config.learning_rate, steps)
-        metrics = fit(build, to_example, dataset, plan, run_id)
+        metrics = fit(build, to_example, dataset, plan, run_id, {EXTENSIONS_KEY: f"{__package__}.predict_image"})
         log_reference_window(run_id, _reference_inputs(store, dataset, config.reference_split), "image_moments")
         print(f"run {run_id}: {metrics}")
 

@@ -7,18 +7,14 @@ the gate and a watched roll-out in place of a plain deployment.
 from __future__ import annotations
 
 import dataclasses
-import json
 
 from flytekit import CronSchedule, LaunchPlan, conditional, task, workflow
 from pydantic import TypeAdapter
 
 from semr.deployment.watch import WatchPlan
-from semr.evolution.client import EvolutionClient, RefusedError
+from semr.evolution import watching
 from semr.evolution.gate import GateReport, GateThresholds
-from semr.monitoring import queries
-from semr.monitoring.prometheus import Prometheus
 from semr.registry import ModelVersionRef
-from semr.settings import get_settings
 from workflow_examples.mnist import evolution, pipeline
 from workflow_examples.mnist.evolution import Retraining
 from workflow_examples.mnist.recent import DATASET
@@ -199,39 +195,67 @@ def mnist_retrain(
 
 @task(requests=SMALL)
 def look(model_name: str) -> str:
-    """What is to be done: `stay`, `ask` or `retrain`; by the rules that Prometheus evaluates for everybody."""
-    if not Prometheus().query(queries.firing_alerts(model_name)):
-        return "stay"
-    return "ask" if get_settings().evolution_url else "retrain"
+    """What is to be done: `stay`, `ask` or `retrain`."""
+    return watching.look(model_name)
 
 
 @task(requests=SMALL)
 def ask(model_name: str) -> str:
-    """Ask the evolution service, whose policy and ledger then decide: cooldown, budget, one launch at a time."""
-    with EvolutionClient() as client:
-        try:
-            launch = client.retrain(model_name, "an alert fires (mnist_watch)", kind="cron")
-        except RefusedError as refusal:
-            return json.dumps({"verdict": "unchanged", "reason": str(refusal)})
-    return json.dumps({"verdict": "launched", "reason": f"launch {launch['id']} of the evolution service"})
+    """Ask the evolution service, whose policy and ledger then decide."""
+    return watching.ask(model_name, "mnist_watch")
 
 
 @task(requests=SMALL)
 def stay(model_name: str) -> str:
     """Nothing to do."""
-    return json.dumps({"verdict": "unchanged", "reason": f"no alert fires for {model_name}"})
+    return watching.stay(model_name)
 
 
 @workflow
-def mnist_watch(model_name: str = "mnist") -> str:
-    """Retrain if an alert fires; for sites that want no inbound webhook, with the evolution service or without it."""
+def mnist_watch(
+    model_name: str = "mnist",
+    window_seconds: float = 3600.0,
+    least_rows: int = 200,
+    epochs: int = 8,
+    learning_rate: float = 1e-3,
+    workers: int = 2,
+    verification_seconds: float = 300.0,
+    deployment_target: str = "",
+) -> str:
+    """Retrain if an alert fires; for sites that want no inbound webhook, with the evolution service or without it.
+
+    Args:
+        model_name: registered model.
+        window_seconds: see `mnist_retrain`, as the following; where there is an evolution service, its policy has them.
+        least_rows: see there.
+        epochs: see there.
+        learning_rate: see there.
+        workers: see there.
+        verification_seconds: see there.
+        deployment_target: see there.
+
+    Returns:
+        JSON with `verdict` (unchanged, launched, or what `mnist_retrain` has found) and `reason`.
+    """
     needed = look(model_name=model_name)
     return (
         conditional("alert")
         .if_(needed == "ask")
         .then(ask(model_name=model_name))
         .elif_(needed == "retrain")
-        .then(mnist_retrain(model_name=model_name, trigger='{"kind": "cron"}'))
+        .then(
+            mnist_retrain(
+                model_name=model_name,
+                trigger='{"kind": "cron"}',
+                window_seconds=window_seconds,
+                least_rows=least_rows,
+                epochs=epochs,
+                learning_rate=learning_rate,
+                workers=workers,
+                verification_seconds=verification_seconds,
+                deployment_target=deployment_target,
+            )
+        )
         .else_()
         .then(stay(model_name=model_name))
     )

@@ -29,10 +29,12 @@ from semr.settings import Settings, get_settings
 logger = logging.getLogger(__name__)
 
 #: Keys of an MLflow model's own metadata, by which it declares how it may be served: "off" keeps its rows in calls of their
-#: own; a number of calls that may run at once; "true" takes NaN and infinity as input.
+#: own; a number of calls that may run at once; "true" takes NaN and infinity as input; modules, separated by commas, that add
+#: paths of their own to the server (see `semr.inference.app`).
 BATCHING_KEY = "semr.batching"
 CONCURRENCY_KEY = "semr.concurrency"
 NON_FINITE_KEY = "semr.non_finite"
+EXTENSIONS_KEY = "semr.extensions"
 
 
 def load(
@@ -111,6 +113,7 @@ def _open(ref: ModelVersionRef, folder: Path, options: ServerOptions) -> LoadedM
         concurrency=_concurrency(declared),
         cost=probe.measure(backend.predict, contract, example, is_batchable),
         tolerance=parse_tolerance(declared.get(TOLERANCE_KEY)),
+        extensions=tuple(name.strip() for name in str(declared.get(EXTENSIONS_KEY, "")).split(",") if name.strip()),
     )
     try:
         loaded.check(probe.first_rows(example, contract.inputs, 1))

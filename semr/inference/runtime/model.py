@@ -55,6 +55,7 @@ class LoadedModel:
         concurrency: calls that may run at once.
         cost: what a call takes.
         tolerance: of a forecaster, the error of each value up to which a forecast counts as right; None for other models.
+        extensions: modules that add paths of their own to the server.
     """
 
     ref: ModelVersionRef
@@ -69,6 +70,7 @@ class LoadedModel:
     concurrency: int = 1
     cost: Cost = Cost()
     tolerance: tuple[float, ...] | None = None
+    extensions: tuple[str, ...] = ()
 
     def predict(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name for inputs by name.

@@ -1,11 +1,16 @@
-{{/* What a deployment step may do, wherever it runs: change the applications of the one RayService, or, with the target helm
-of the contract or of a model's policy, the objects of the chart semr-inference in this namespace. Nothing beyond the namespace. */}}
-{{- define "semr.deployer.rules" -}}
-{{- if .Values.ray.serving.enabled }}
+{{/* Applications are deployed by changing the one RayService. */}}
+{{- define "semr.deployer.rayServiceRule" -}}
 - apiGroups: [ray.io]
   resources: [rayservices]
   resourceNames: [{{ include "semr.rayServing.fullname" . }}]
   verbs: [get, patch]
+{{- end -}}
+
+{{/* What a deployment step may do, wherever it runs: change the applications of the one RayService, or, with the target helm
+of the contract or of a model's policy, the objects of the chart semr-inference in this namespace. Nothing beyond the namespace. */}}
+{{- define "semr.deployer.rules" -}}
+{{- if .Values.ray.serving.enabled }}
+{{ include "semr.deployer.rayServiceRule" . }}
 {{- end }}
 {{- $targets := list .Values.contract.deploymentTarget }}
 {{- range .Values.evolution.policy.models }}{{ $targets = append $targets (.deployment_target | default "") }}{{ end }}

@@ -72,6 +72,7 @@ own:
   {{- end }}
   {{- if .Values.ray.serving.enabled }}
   ray-serving: {app.kubernetes.io/instance: {{ $release }}, app.kubernetes.io/component: ray-serving}
+  serving-setup: {{ include "semr.selectorLabels" (list . "serving-setup") | fromYaml | toJson }}
   {{- end }}
   {{- if and (include "semr.redis.needed" .) (not .Values.ray.gcsFaultTolerance.externalRedis) }}
   redis: {{ include "semr.selectorLabels" (list . "redis") | fromYaml | toJson }}
