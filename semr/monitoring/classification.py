@@ -17,6 +17,8 @@ TOLERANCE_KEY = "semr.tolerance"
 
 # Softmax in half precision is off by less than this.
 _SUM_TOLERANCE = 5e-3
+# Beyond so many classes NumPy is faster than Python for one row.
+_FEW_CLASSES = 64
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,6 @@ class Classification:
 
     classes: npt.NDArray[np.int64]
     confidences: npt.NDArray[np.float64] | None
-
-
-# Beyond so many classes NumPy is faster than Python for one row.
-_FEW_CLASSES = 64
 
 
 @dataclass(frozen=True)

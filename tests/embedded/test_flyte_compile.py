@@ -40,6 +40,16 @@ def test_the_package_holds_every_task_and_the_workflow(tmp_path: Path) -> None:
     assert any("workflow_examples.mnist.wf.mnist_train_2.pb" in name for name in names), names
 
 
+def test_the_qoe_workflows_compile(tmp_path: Path) -> None:
+    archive = tmp_path / "qoe.tgz"
+    done = pyflyte("--pkgs", "workflow_examples.qoe", "package", "--image", IMAGE, "--output", str(archive))
+    assert done.returncode == 0, done.stdout + done.stderr
+    with tarfile.open(archive) as package:
+        names = package.getnames()
+    for workflow in ("wf.qoe_train", "wf_evolution.qoe_retrain", "wf_evolution.qoe_watch"):
+        assert any(f"workflow_examples.qoe.{workflow}_2.pb" in name for name in names), (workflow, names)
+
+
 def test_the_registration_is_rehearsed(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("admin:\n  endpoint: dns:///127.0.0.1:9\n  insecure: true\n")

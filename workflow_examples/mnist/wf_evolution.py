@@ -7,18 +7,14 @@ the gate and a watched roll-out in place of a plain deployment.
 from __future__ import annotations
 
 import dataclasses
-import json
 
 from flytekit import CronSchedule, LaunchPlan, conditional, task, workflow
 from pydantic import TypeAdapter
 
 from semr.deployment.watch import WatchPlan
-from semr.evolution.client import EvolutionClient, RefusedError
+from semr.evolution import watching
 from semr.evolution.gate import GateReport, GateThresholds
-from semr.monitoring import queries
-from semr.monitoring.prometheus import Prometheus
 from semr.registry import ModelVersionRef
-from semr.settings import get_settings
 from workflow_examples.mnist import evolution, pipeline
 from workflow_examples.mnist.evolution import Retraining
 from workflow_examples.mnist.recent import DATASET
@@ -199,27 +195,20 @@ def mnist_retrain(
 
 @task(requests=SMALL)
 def look(model_name: str) -> str:
-    """What is to be done: `stay`, `ask` or `retrain`; by the rules that Prometheus evaluates for everybody."""
-    if not Prometheus().query(queries.firing_alerts(model_name)):
-        return "stay"
-    return "ask" if get_settings().evolution_url else "retrain"
+    """What is to be done: `stay`, `ask` or `retrain`."""
+    return watching.look(model_name)
 
 
 @task(requests=SMALL)
 def ask(model_name: str) -> str:
-    """Ask the evolution service, whose policy and ledger then decide: cooldown, budget, one launch at a time."""
-    with EvolutionClient() as client:
-        try:
-            launch = client.retrain(model_name, "an alert fires (mnist_watch)", kind="cron")
-        except RefusedError as refusal:
-            return json.dumps({"verdict": "unchanged", "reason": str(refusal)})
-    return json.dumps({"verdict": "launched", "reason": f"launch {launch['id']} of the evolution service"})
+    """Ask the evolution service, whose policy and ledger then decide."""
+    return watching.ask(model_name, "mnist_watch")
 
 
 @task(requests=SMALL)
 def stay(model_name: str) -> str:
     """Nothing to do."""
-    return json.dumps({"verdict": "unchanged", "reason": f"no alert fires for {model_name}"})
+    return watching.stay(model_name)
 
 
 @workflow

@@ -77,7 +77,7 @@ def ingest(
     description = opened.description if scale == 1 else f"{opened.description}, {scale} times"
     version = store.write_dataset(
         DATASET,
-        {SPLIT: _repeated(opened, scale, most_malformed, reading)},
+        {SPLIT: repeated(opened, scale, most_malformed, reading)},
         source=description,
         rows_per_part=ROWS_PER_PART,
     )
@@ -164,7 +164,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _repeated(source: Source, scale: int, most_malformed: float, reading: Reading) -> Iterator[pa.RecordBatch]:
+def repeated(source: Source, scale: int, most_malformed: float, reading: Reading) -> Iterator[pa.RecordBatch]:
+    """The reports `scale` times, each time later; see `ingest`."""
     yield from source.batches(reading)
     if reading.malformed_share > most_malformed:
         first = reading.kept[0]

@@ -112,8 +112,8 @@ def _open(ref: ModelVersionRef, folder: Path, options: ServerOptions) -> LoadedM
         is_steady=backend.is_steady and all(-1 not in tensor.shape[1:] for tensor in contract.inputs),
         concurrency=_concurrency(declared),
         cost=probe.measure(backend.predict, contract, example, is_batchable),
-        extensions=tuple(name.strip() for name in str(declared.get(EXTENSIONS_KEY, "")).split(",") if name.strip()),
         tolerance=parse_tolerance(declared.get(TOLERANCE_KEY)),
+        extensions=tuple(name.strip() for name in str(declared.get(EXTENSIONS_KEY, "")).split(",") if name.strip()),
     )
     try:
         loaded.check(probe.first_rows(example, contract.inputs, 1))

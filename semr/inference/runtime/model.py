@@ -54,8 +54,8 @@ class LoadedModel:
             that of Python code need not; only then may it run in the event loop's thread.
         concurrency: calls that may run at once.
         cost: what a call takes.
-        extensions: modules that add paths of their own to the server.
         tolerance: of a forecaster, the error of each value up to which a forecast counts as right; None for other models.
+        extensions: modules that add paths of their own to the server.
     """
 
     ref: ModelVersionRef
@@ -69,8 +69,8 @@ class LoadedModel:
     is_steady: bool = False
     concurrency: int = 1
     cost: Cost = Cost()
-    extensions: tuple[str, ...] = ()
     tolerance: tuple[float, ...] | None = None
+    extensions: tuple[str, ...] = ()
 
     def predict(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name for inputs by name.
