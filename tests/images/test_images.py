@@ -35,6 +35,7 @@ GetImage = Callable[[str], str]
 # A task of every workflow that has work to do without a Ray job: its file, its name, its inputs, what it says.
 TASKS = {
     "mnist/wf.py": ("ingest", {"source": "digits", "limit": "100"}),
+    "qoe/wf.py": ("ingest", {"source": "synthetic", "n": "1"}),
     "mnist/wf_evolution.py": ("start", {"model_name": "mnist", "launch_id": "images", "trigger": '{"kind": "human"}'}),
 }
 
@@ -161,7 +162,8 @@ def test_flyte_task_runs_a_task_of_the_workflow(
     said = run_once(image("flyte_task"), "pyflyte", "run", path, task, *options, options=contract)
     if task == "ingest":
         version = said.split()[-1]
-        assert ObjectStore.from_settings(stack.settings).dataset("mnist-raw", version).version == version
+        dataset = f"{file.partition('/')[0]}-raw"
+        assert ObjectStore.from_settings(stack.settings).dataset(dataset, version).version == version
     else:
         assert f"models:/mnist/{champion}" in said
 
