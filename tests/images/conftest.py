@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
@@ -46,17 +47,20 @@ def capfd_off(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[RunningStack]:
-    """A stack of the session's own, with the contract of this process pointing at it."""
+    """A stack for the session, or the one of SEMR_TEST_STACK, with the contract of this process pointing at it."""
     require_tools()
     require_programs()
+    reused = os.environ.get("SEMR_TEST_STACK")
     base = Path(tempfile.mkdtemp(prefix="semr-test-"))
+    folder = Path(reused) if reused else base / ".semr"
     try:
         with own_contract() as point_at:
-            settings = control.up(base / ".semr")
-            point_at(base / ".semr")
-            yield RunningStack(base / ".semr", settings)
+            settings = control.up(folder)
+            point_at(folder)
+            yield RunningStack(folder, settings)
     finally:
-        control.down(base / ".semr")
+        if not reused:
+            control.down(folder)
         shutil.rmtree(base, ignore_errors=True)
 
 

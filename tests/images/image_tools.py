@@ -147,7 +147,7 @@ def container(image: str, *arguments: str, options: tuple[str, ...] = ()) -> Ite
         print(running.logs()[-6000:])
         raise
     finally:
-        sh("podman", "rm", "--force", "--time=5", name)
+        sh("podman", "rm", "--force", "--volumes", "--time=5", name)
 
 
 def run_once(image: str, *arguments: str, options: tuple[str, ...] = (), timeout: float = 300.0) -> str:
