@@ -18,7 +18,9 @@ from cluster_tools import Cluster
 
 # Starts a bed in a process of its own, tells the pids of its servers, and waits to be killed.
 _STARTER = """
-import sys, time
+import signal, sys, time
+# A shell's background job ignores it otherwise.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path[:0] = {path!r}
 from bed import running_bed
 from build_programs import cached

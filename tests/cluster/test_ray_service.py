@@ -6,6 +6,7 @@ The pods are simulated: the Ray that the operator finds behind their services is
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -88,11 +89,13 @@ def serving(
         pytest.skip("the Ray of this machine can only stand behind the pods of this run's own test bed")
     require_programs()
     network: ClusterNetwork = request.getfixturevalue("network")
+    reused = os.environ.get("SEMR_TEST_STACK")
     base = Path(tempfile.mkdtemp(prefix="semr-test-"))
+    folder = Path(reused) if reused else base / ".semr"
     try:
         with own_contract() as point_at, cluster.namespace("serving") as name:
-            settings = control.up(base / ".semr")
-            point_at(base / ".semr")
+            settings = control.up(folder)
+            point_at(folder)
             token = settings.ray_auth_token.get_secret_value() if settings.ray_auth_token else "none"
             secrets = {"semr-credentials": {"SEMR_RAY_AUTH_TOKEN": token}, "semr-ray-token": {"auth_token": token}}
             for secret, data in secrets.items():
@@ -110,7 +113,8 @@ def serving(
             yield Serving(cluster, name, wired, tmp_path_factory.mktemp("accounts"))
     finally:
         network.routes = {}
-        control.down(base / ".semr")
+        if not reused:
+            control.down(folder)
         shutil.rmtree(base, ignore_errors=True)
 
 
