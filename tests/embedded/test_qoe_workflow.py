@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,18 +123,31 @@ def test_a_regime_change_is_learned_and_passes_the_gate(stack: RunningStack, tra
     while len(read_labelled_window(store, trained.model)) < 1200:
         assert time.monotonic() < deadline
         time.sleep(1)
-    outcome = json.loads(
-        qoe_retrain(
-            model_name=trained.model,
-            window_seconds=600.0,
-            epochs=15,
-            learning_rate=3e-3,
-            workers=1,
-            allowed_loss_on_old=0.2,
-            verification_seconds=1.0,
-            verification_least_requests=0,
+    is_over = threading.Event()
+
+    def go_on() -> None:
+        """The watch over the new version looks at live traffic."""
+        while not is_over.is_set():
+            traffic.send(url, trained.model, changed, requests=10, windows=10, rate=5, start=1600)
+
+    live = threading.Thread(target=go_on)
+    live.start()
+    try:
+        outcome = json.loads(
+            qoe_retrain(
+                model_name=trained.model,
+                window_seconds=600.0,
+                epochs=15,
+                learning_rate=3e-3,
+                workers=1,
+                allowed_loss_on_old=0.2,
+                verification_seconds=1.0,
+                verification_least_requests=5,
+            )
         )
-    )
+    finally:
+        is_over.set()
+        live.join()
     assert outcome["verdict"] == "promoted", outcome
     assert Registry(stack.settings).get(trained.model, "champion").version == "2"
     again = traffic.send(url, trained.model, changed, requests=20, windows=20, start=1200)
