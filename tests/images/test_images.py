@@ -45,7 +45,7 @@ def champion(stack: RunningStack) -> str:
     """MNIST, trained in a small way, is champion; returns its version."""
     registry = Registry(stack.settings)
     version = registry.register(small_run(), "mnist")
-    registry.promote("mnist", version.version)
+    registry.promote(version)
     return version.version
 
 
