@@ -24,6 +24,7 @@ from semr.job_entry import config_argument
 from semr.jobs import RayJobs
 from semr.registry import Registry
 from semr.storage import ObjectStore
+from workflow_examples.mnist import pipeline
 from workflow_examples.mnist.model import to_input
 from workflow_examples.mnist.train import TrainConfig
 
@@ -44,8 +45,8 @@ TASKS = {
 def champion(stack: RunningStack) -> str:
     """MNIST, trained in a small way, is champion; returns its version."""
     registry = Registry(stack.settings)
-    version = registry.register(small_run(), "mnist")
-    registry.promote("mnist", version.version)
+    version = pipeline.register(small_run(), "mnist", small_dataset())
+    registry.promote(version)
     return version.version
 
 
