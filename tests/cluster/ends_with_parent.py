@@ -1,7 +1,7 @@
 """`ends_with_parent.py PARENT_PID COMMAND...`: become the command, and be killed when the parent dies.
 
-As `semr/stack/launch.py`, but by SIGKILL: an API server that loses etcd at the same moment never ends by SIGTERM, and nothing that
-these servers hold is needed again.
+As `semr/stack/launch.py`, but by SIGKILL: an API server that loses etcd at the same moment never ends by SIGTERM, and nothing
+that these servers hold is needed again.
 """
 
 import ctypes
