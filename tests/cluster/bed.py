@@ -27,8 +27,6 @@ from build_programs import Programs
 from certificates import Authority, Pair, key_bytes, kubeconfig, public_bytes
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from semr.stack import launch
-
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from local_servers import free_ports
 
@@ -86,7 +84,14 @@ class Bed:
     def start(self, name: str, *arguments: str, env: dict[str, str] | None = None) -> Server:
         """Start a program so that it ends with this process, however that ends."""
         log = self.folder / f"{name}.log"
-        command = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(self.programs.program(name))]
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            str(Path(__file__).with_name("ends_with_parent.py")),
+            str(os.getpid()),
+            str(self.programs.program(name)),
+        ]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, *arguments],
