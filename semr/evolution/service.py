@@ -22,6 +22,7 @@ from semr.evolution.metrics import EvolutionMetrics
 from semr.evolution.policy import Policy, PolicyError, load_policy
 from semr.evolution.trigger import ServiceState, create_app
 from semr.monitoring.live_data import delete_older_than
+from semr.orderly_server import OrderlyServer
 from semr.settings import Settings
 from semr.storage import ObjectStore
 
@@ -151,7 +152,7 @@ def _run(
     )
     logger.info("listening on http://%s:%d", options.host, options.port)
     try:
-        uvicorn.Server(config).run()
+        OrderlyServer(config).run()
     finally:
         for loop in loops:
             loop.stop()

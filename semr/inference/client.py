@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -42,12 +43,18 @@ class Prediction:
 
 
 class InferenceClient:
-    """Requests to the model `model` below `url` (what stands before `/v2`); a context manager that keeps connections."""
+    """Requests to the model `model` below `url` (what stands before `/v2`); a context manager that keeps connections.
+
+    Threads may share it. Each has connections of its own: a pool of httpx closes idle ones (too old, or too many) even while
+    another thread that was given one has not begun to write, which then meets a bad file descriptor.
+    """
 
     def __init__(self, url: str, model: str, *, timeout_seconds: float = 30.0) -> None:
         self.url = url.rstrip("/")
         self.model = model
-        self._http = httpx.Client(base_url=self.url, timeout=timeout_seconds)
+        self._timeout_seconds = timeout_seconds
+        self._of_thread = threading.local()
+        self._clients: list[httpx.Client] = []
 
     def __enter__(self) -> InferenceClient:
         return self
@@ -56,8 +63,9 @@ class InferenceClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
+        """Close the connections of all threads."""
+        while self._clients:
+            self._clients.pop().close()
 
     def metadata(self) -> ModelMetadata:
         """Names, datatypes and shapes of the model's tensors."""
@@ -115,12 +123,22 @@ class InferenceClient:
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> httpx.Response:
         try:
-            answer = self._http.request(method, path, content=body, headers=headers)
+            answer = self._client().request(method, path, content=body, headers=headers)
         except httpx.HTTPError as error:
             raise DependencyUnavailableError("model server", self.url, str(error) or type(error).__name__) from error
         if answer.is_error:
             raise InferenceError(answer.status_code, _error_text(answer))
         return answer
+
+    def _client(self) -> httpx.Client:
+        client: httpx.Client | None = getattr(self._of_thread, "client", None)
+        if client is None or client.is_closed:
+            # Certificates take 20 ms to load, for each thread.
+            is_secure = self.url.startswith("https:")
+            client = httpx.Client(base_url=self.url, timeout=self._timeout_seconds, verify=is_secure)
+            self._of_thread.client = client
+            self._clients.append(client)
+        return client
 
 
 def _error_text(answer: httpx.Response) -> str:

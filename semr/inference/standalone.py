@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import multiprocessing
 import os
@@ -11,7 +10,6 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -32,12 +30,12 @@ from semr.inference.service import ServerState
 from semr.inference.source import ModelSource
 from semr.inference.worker_metrics import WorkerMetrics
 from semr.monitoring.observer import Observer
+from semr.orderly_server import SIGNALS, OrderlyServer
 from semr.settings import Settings
 from semr.storage import ObjectStore
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Clients keep connections for about a minute; one that the server closes first can cost a request that is just being sent.
 _KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 2048
@@ -94,19 +92,6 @@ def serve(config: HostConfig, listener: socket.socket) -> None:
         _supervise(config, listener)
 
 
-class _Server(uvicorn.Server):
-    """Ends by itself on a signal; uvicorn raises the signal again when it is done, which would kill the process."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        before = {each: signal.signal(each, self.handle_exit) for each in _SIGNALS}
-        try:
-            yield
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
-
-
 def _serve_in_process(config: HostConfig, listener: socket.socket, worker: tuple[Path, int] | None) -> None:
     options = config.options
     sink = PrometheusSink()
@@ -129,7 +114,7 @@ def _serve_in_process(config: HostConfig, listener: socket.socket, worker: tuple
     )
     follower.start()
     try:
-        _Server(uvicorn_config).run(sockets=[listener])
+        OrderlyServer(uvicorn_config).run(sockets=[listener])
     finally:
         follower.close()
         observer.close()
@@ -160,7 +145,7 @@ def _supervise(config: HostConfig, listener: socket.socket) -> None:
     def stop(_: int, __: FrameType | None) -> None:
         stopped.set()
 
-    for each in _SIGNALS:
+    for each in SIGNALS:
         signal.signal(each, stop)
     cores = config.options.threads or threads.available_cores()
     share = replace(config, options=config.options.model_copy(update={"threads": max(1, cores // config.workers)}))

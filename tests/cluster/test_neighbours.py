@@ -62,7 +62,7 @@ def test_without_a_component_and_with_it_again_on_simulated_nodes(
     if gone:
         kind, name = gone.split("/")
         cluster.wait(lambda: cluster.get(kind, name, everything))
-    cluster.install("SEMR", "semr", everything, verb="upgrade")
+    cluster.install("SEMR", "semr", everything, "--reset-values", verb="upgrade")
     cluster.wait_for_ready(everything, "semr")
     if gone:
         assert cluster.get(kind, name, everything)
