@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from semr.settings import Settings
 from workflow_examples.qoe.features import Scaling
 from workflow_examples.qoe.model import ARCHITECTURES, ModelConfig, build_model, served_model
 
+# Triton, which compiles for GPUs, crashes in a process that has loaded TensorFlow for other tests; PyTorch does without.
+sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 torch = pytest.importorskip("torch")
 
 EXAMPLE = np.random.default_rng(0).random((8, 10, 2)).astype(np.float32)
