@@ -58,11 +58,11 @@ def classify(outputs: Mapping[str, npt.NDArray[Any]]) -> Classification | None:
     The first output counts that is either (rows, classes) with probabilities that add up to 1, or (rows,) of integers.
     """
     for output in outputs.values():
-        if output.ndim == 2 and output.dtype.kind == "f" and len(output) == 1 and 1 < output.shape[1] <= _FEW_CLASSES:
-            if (found := _classify_row(output[0].tolist())) is not None:
+        if output.ndim == 2 and output.shape[1] > 1 and output.dtype.kind == "f":
+            is_small = len(output) == 1 and output.shape[1] <= _FEW_CLASSES
+            found = _classify_row(output[0].tolist()) if is_small else _classify_rows(output)
+            if found is not None:
                 return found
-        elif output.ndim == 2 and output.shape[1] > 1 and output.dtype.kind == "f" and _are_probabilities(output):
-            return Classification(output.argmax(axis=1).astype(np.int64), output.max(axis=1).astype(np.float64))
         if output.ndim == 1 and output.dtype.kind in "iu":
             return Classification(output.astype(np.int64), None)
     return None
@@ -74,6 +74,13 @@ def _classify_row(row: list[float]) -> Classification | None:
         return None
     most = max(row)
     return Classification(np.array([row.index(most)], np.int64), np.array([most]))
+
+
+def _classify_rows(output: npt.NDArray[Any]) -> Classification | None:
+    sums = output.sum(axis=1, dtype=np.float64)
+    if not ((output >= 0).all() and (np.abs(sums - 1) <= _SUM_TOLERANCE).all()):
+        return None
+    return Classification(output.argmax(axis=1).astype(np.int64), output.max(axis=1).astype(np.float64))
 
 
 def parse_tolerance(text: object) -> tuple[float, ...] | None:
@@ -91,8 +98,3 @@ def parse_tolerance(text: object) -> tuple[float, ...] | None:
     if not values or not all(0 <= value < float("inf") for value in values):
         raise InvalidInputError(f"The model's metadata {TOLERANCE_KEY} are no numbers from 0 on: {text!r}.")
     return values
-
-
-def _are_probabilities(output: npt.NDArray[Any]) -> bool:
-    sums = output.sum(axis=1, dtype=np.float64)
-    return bool((output >= 0).all() and (np.abs(sums - 1) <= _SUM_TOLERANCE).all())
