@@ -26,7 +26,7 @@ OFF = {
     ),
     "mlflow": (("mlflow.enabled=false", "mlflow.external.url=http://mlflow.example.org"), "deployment/semr-mlflow"),
     "ray.jobs": (("ray.jobs.enabled=false", "ray.external.dashboardUrl=http://ray:8265"), "raycluster/semr-ray"),
-    "ray.jobs.autoscaling": (("ray.jobs.autoscaling=false",), "role/semr-ray-autoscaler"),
+    "ray.jobs.autoscaling": (("ray.jobs.autoscaling=false",), "role/semr-ray"),
     "ray.serving": (("ray.serving.enabled=false",), "rayservice/semr-serving"),
     "evolution": (("evolution.enabled=false",), "deployment/semr-evolution"),
     "evolution.persistence": (("evolution.persistence.enabled=false",), ""),

@@ -22,6 +22,7 @@ from semr import tracking
 from semr.deployment.ray_serve import RayServeTarget
 from semr.inference.client import InferenceClient
 from semr.monitoring.live_data import read_labelled_window
+from semr.monitoring.recorder import ROWS_PER_SECOND
 from semr.registry import Registry
 from semr.settings import ENV_FILE_VARIABLE, ENV_PREFIX
 from semr.storage import ObjectStore
@@ -120,7 +121,8 @@ def test_a_regime_change_is_learned_and_passes_the_gate(stack: RunningStack, tra
     changed = traffic.Pool.of(Synthetic(cells=6, seed=3, regime_at=2000), WindowPlan())
     url = url_of(stack, trained)
     before = traffic.send(url, trained.model, usual, requests=20, windows=20)
-    after = traffic.send(url, trained.model, changed, requests=60, windows=20)
+    # Slow enough for every window to be recorded, not a sample.
+    after = traffic.send(url, trained.model, changed, requests=60, windows=20, rate=ROWS_PER_SECOND / 20 / 2)
     assert before.failed == after.failed == 0
     assert before.accuracy > 0.6
     assert after.accuracy < before.accuracy / 2
