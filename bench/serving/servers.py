@@ -67,6 +67,9 @@ def kinds(model: BenchModel) -> list[ServerKind]:
     return [
         ServerKind("alone, ONNX Runtime", [*alone, "--model", str(model.keras)], ready, infer, model.body()),
         ServerKind(
+            "alone, 2 workers", [*alone, "--model", str(model.keras), "--workers", "2"], ready, infer, model.body()
+        ),
+        ServerKind(
             "bare ASGI, ONNX Runtime",
             [*uvicorn, "--no-access-log", "bench.serving.bare:app"],
             "/",
