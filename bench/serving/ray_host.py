@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -34,9 +36,11 @@ def started_in_ray(model: BenchModel, folder: Path, *, haproxy: bool) -> Iterato
     """The model in one replica of Ray Serve, until the end of the block."""
     name = "Ray Serve with HAProxy" if haproxy else "Ray Serve"
     state = folder / ".semr"
-    before = {key: os.environ.get(key) for key in HAPROXY}
-    if haproxy:
-        os.environ.update(HAPROXY, **_own_files(folder))
+    # Ray adds 57 characters and more to it, and the path of a socket has 107 at most.
+    place = Path(tempfile.mkdtemp(prefix="hp-"))
+    variables = HAPROXY | _own_files(place) if haproxy else {}
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables)
     try:
         settings = control.up(state)
         ref = _register(settings, model)
@@ -46,10 +50,11 @@ def started_in_ray(model: BenchModel, folder: Path, *, haproxy: bool) -> Iterato
         stack_id = json.loads((state / "identity.json").read_text())["stack_id"]
         yield RunningServer(kind, int(url.port or 0), partial(_proxy_and_replica, stack_id))
     finally:
-        for key in (*before, *_own_files(folder)):
+        for key in variables:
             os.environ.pop(key, None)
         os.environ.update({key: value for key, value in before.items() if value is not None})
         control.down(state)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _proxy_and_replica(stack_id: str) -> list[psutil.Process]:
