@@ -21,10 +21,18 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="rounds over all servers (default: 3)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load (default: 4)")
+    parser.add_argument("--no-ray", action="store_true", help="without Ray Serve, whose idle clusters take half a core")
     options = parser.parse_args()
     console = Console(width=120)
     console.print(f"{psutil.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the first run", highlight=False)
-    compare(options.models, options.clients, options.rounds, options.seconds, console)
+    compare(
+        options.models,
+        options.clients,
+        options.rounds,
+        options.seconds,
+        console,
+        processes_only=options.no_ray,
+    )
 
 
 if __name__ == "__main__":

@@ -27,15 +27,39 @@ from semr.inference.source import parse_source
 _HEADERS = {"Content-Type": "application/json"}
 
 
-def compare(models: Sequence[str], clients: Sequence[int], rounds: int, seconds: float, console: Console) -> None:
-    """Print a table for each of `models`; see `bench.serving.models` for their names."""
+def compare(
+    models: Sequence[str],
+    clients: Sequence[int],
+    rounds: int,
+    seconds: float,
+    console: Console,
+    *,
+    processes_only: bool = False,
+) -> None:
+    """Print a table for each of `models`; see `bench.serving.models` for their names.
+
+    Args:
+        models: their names.
+        clients: closed-loop clients of each load.
+        rounds: over all servers.
+        seconds: of each load.
+        console: gets the tables.
+        processes_only: without Ray Serve, whose two clusters take half a core when they have nothing to do.
+    """
     with tempfile.TemporaryDirectory(prefix="semr-bench-") as name:
         for model_name in models:
-            _measure(save(Path(name), model_name), clients, rounds, seconds, Path(name), console)
+            model = save(Path(name), model_name)
+            _measure(model, clients, rounds, seconds, Path(name), console, () if processes_only else (False, True))
 
 
 def _measure(
-    model: BenchModel, clients: Sequence[int], rounds: int, seconds: float, folder: Path, console: Console
+    model: BenchModel,
+    clients: Sequence[int],
+    rounds: int,
+    seconds: float,
+    folder: Path,
+    console: Console,
+    ray_hosts: Sequence[bool],
 ) -> None:
     results: dict[tuple[str, int], list[LoadResult]] = {}
     memory: dict[str, float] = {}
@@ -46,7 +70,7 @@ def _measure(
             place = folder / f"{model.name}-{index}"
             place.mkdir()
             servers.append(stack.enter_context(started(kind, place)))
-        for haproxy in (False, True):
+        for haproxy in ray_hosts:
             place = folder / f"{model.name}-ray-{haproxy}"
             place.mkdir()
             servers.append(stack.enter_context(started_in_ray(model, place, haproxy=haproxy)))
