@@ -126,6 +126,21 @@ def test_ray_has_the_token_of_the_contract(helm: Helm) -> None:
         assert each["authOptions"] == {"mode": "token", "secretName": "semr-ray-auth"}
 
 
+@pytest.mark.parametrize(("profile", "cluster"), [(None, "RayService"), ("edge-values", "RayCluster")])
+def test_haproxy_is_switched_on_where_models_are_served(helm: Helm, profile: str | None, cluster: str) -> None:
+    def clusters(*sets: str) -> set[str]:
+        rendered = own(helm.render("SEMR", profile, *sets))
+        return {
+            pod.owner.split("/")[0]
+            for pod in rendered.pods
+            for each in pod.spec["containers"][0].get("env", [])
+            if each == {"name": "RAY_SERVE_ENABLE_HA_PROXY", "value": "1"}
+        }
+
+    assert clusters() == set()
+    assert clusters("ray.serving.haproxy=true") == {cluster}
+
+
 def test_ray_says_the_version_of_its_image_s_constraints(helm: Helm) -> None:
     from importlib.metadata import version
 

@@ -110,7 +110,7 @@ spec:
         - {name: RAY_DATA_USE_DATASOURCE_V2, value: "0"}
         # Jobs make themselves nice (semr.job_entry); by default every worker would be, replicas too.
         - {name: RAY_worker_niceness, value: "0"}
-        {{- if and (eq .kind "serving") $root.Values.ray.serving.haproxy }}
+        {{- if and $root.Values.ray.serving.haproxy (or (eq .kind "serving") (not $root.Values.ray.serving.enabled)) }}
         - {name: RAY_SERVE_ENABLE_HA_PROXY, value: "1"}
         - {name: RAY_SERVE_THROUGHPUT_OPTIMIZED, value: "1"}
         {{- end }}
