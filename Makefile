@@ -84,7 +84,7 @@ format: $(STAMP)  ## bring the code into ruff's format
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: $(TORCH_STAMP)  ## measure start-up, jobs and workflow steps (medians and spread)
+bench: $(TORCH_STAMP)  ## measure start-up, jobs, workflows and serving (medians and spread)
 	$(PYTHON) -m bench
 
 constraints: $(STAMP)  ## make constraints.txt anew: the newest versions that install together

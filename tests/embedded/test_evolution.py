@@ -33,8 +33,9 @@ from semr.monitoring.queries import firing_alerts
 from semr.registry import CHALLENGER, CHAMPION, Registry
 from semr.settings import ENV_FILE_NAME, ENV_FILE_VARIABLE, get_settings
 from semr.stack import control
+from semr.traffic import Tally
 from workflow_examples.mnist.distortions import Distortion
-from workflow_examples.mnist.traffic import Pool, Tally, Traffic
+from workflow_examples.mnist.traffic import Pool, Traffic
 from workflow_examples.mnist.wf_evolution import mnist_watch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -84,7 +85,7 @@ def evolved() -> Iterator[Evolved]:
 @pytest.fixture
 def traffic(evolved: Evolved) -> Iterator[Traffic]:
     """Ten requests a second with five pictures each, a label for every one."""
-    with Traffic(RayServeTarget().url(MODEL), MODEL, 10.0, Pool.of_split("train"), pictures=5) as traffic:
+    with Traffic(RayServeTarget().url(MODEL), MODEL, 10.0, Pool.of_split("train"), rows=5) as traffic:
         yield traffic
 
 

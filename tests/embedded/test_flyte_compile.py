@@ -8,7 +8,10 @@ import sys
 import tarfile
 from pathlib import Path
 
+from flyteidl.admin.workflow_pb2 import WorkflowSpec
+
 from semr.settings import ENV_PREFIX
+from workflow_examples.mnist.wf_evolution import mnist_watch
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "ghcr.io/example/semr-flyte-task:0.1.0"
@@ -50,6 +53,20 @@ def test_the_qoe_workflows_compile(tmp_path: Path) -> None:
         names = package.getnames()
     for workflow in ("wf.qoe_train", "wf_evolution.qoe_retrain", "wf_evolution.qoe_watch"):
         assert any(f"workflow_examples.qoe.{workflow}_2.pb" in name for name in names), (workflow, names)
+    (watch,) = (name for name in names if "wf_evolution.qoe_watch_2.pb" in name)
+    with tarfile.open(archive) as package:
+        compiled = package.extractfile(watch)
+        assert compiled is not None
+        template = WorkflowSpec.FromString(compiled.read()).template
+    inputs = set(template.interface.inputs.variables)
+    assert inputs == set(mnist_watch.python_interface.inputs)
+    branches = template.nodes[-1].branch_node.if_else
+    (retrain,) = (
+        case.then_node
+        for case in (branches.case, *branches.other)
+        if case.then_node.workflow_node.sub_workflow_ref.name.endswith(".qoe_retrain")
+    )
+    assert {each.var for each in retrain.inputs if each.var == each.binding.promise.var} == inputs
 
 
 def test_the_registration_is_rehearsed(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from semr.evolution.client import EvolutionClient
 from semr.evolution.timeline import timeline_line
 from semr.monitoring import queries
 from semr.monitoring.prometheus import Prometheus
+from semr.traffic import Tally
 from workflow_examples.mnist.distortions import Distortion
-from workflow_examples.mnist.traffic import Pool, Tally, Traffic
+from workflow_examples.mnist.traffic import Pool, Traffic
 
 _LOOK_SECONDS = 0.5
 # The evolution service is asked less often: it asks MLflow and the object store in turn.
@@ -109,7 +110,7 @@ def show_loop(url: str, model: str, plan: LoopPlan, console: Console) -> LoopRep
     steady, drifting, unseen = (Pool.of_split(split) for split in ("validation", "train", "holdout"))
     with (
         EvolutionClient() as client,
-        Traffic(url, model, plan.rate, steady, pictures=plan.pictures, label_share=plan.label_share) as traffic,
+        Traffic(url, model, plan.rate, steady, rows=plan.pictures, feedback_share=plan.label_share) as traffic,
         Live(console=console, transient=True, auto_refresh=False) as live,
     ):
         view = _View(model, traffic, client, live, console)

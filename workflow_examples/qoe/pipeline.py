@@ -21,6 +21,7 @@ from semr.storage import ObjectStore
 from workflow_examples.qoe import data
 from workflow_examples.qoe.evaluate import REPORT, EvaluateConfig, read_split, tolerance_of
 from workflow_examples.qoe.features import WindowPlan
+from workflow_examples.qoe.model import ModelConfig
 from workflow_examples.qoe.prepare import DATASET, PrepareConfig
 from workflow_examples.qoe.train import TrainConfig
 
@@ -36,6 +37,16 @@ class Evaluation:
 
     is_better: bool
     reason: str
+
+
+def check(config: TrainConfig, plan: WindowPlan) -> None:
+    """Whether a network for windows of that plan can be trained in that way, as far as one knows before there are data.
+
+    Raises:
+        InvalidInputError: a number or a name cannot be.
+    """
+    ModelConfig(config.architecture, plan.steps, len(plan.columns), config.hidden, config.layers)
+    config.plan()
 
 
 def ingest(source: str, scale: int = 1, say: Say = print) -> str:

@@ -1,25 +1,26 @@
-"""Live traffic for the served QoE forecaster: windows of made-up cells in the order of time, and what came, some time later.
+"""Live traffic for the served QoE forecaster: windows of made-up cells, and what came, some time later.
 
-semr traffic qoe --rate 5 --windows 20 --regime-at 0 --seconds 60
+    semr traffic qoe --rate 5 --windows 20 --drift --drift-after 30 --seconds 60
+
+See `semr.traffic`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
 
 from semr.deployment.choice import deployment_target
-from semr.errors import DependencyUnavailableError, InvalidInputError, SemrError
-from semr.inference.client import InferenceClient, InferenceError
+from semr.errors import InvalidInputError
+from semr.inference.client import InferenceClient
+from semr.inference.protocol import Array
+from semr.traffic import Drift, OpenLoop, Request, Tally, exit_code_of, show
 from workflow_examples.qoe.features import WindowPlan, clean, cut
 from workflow_examples.qoe.synthetic import Synthetic
 
@@ -53,77 +54,35 @@ class Pool:
 
 
 @dataclass
-class Tally:
-    """What was sent: requests, how many failed, windows with known truth, how many were forecast well enough, versions."""
+class Traffic(OpenLoop):
+    """A running stream of requests, which goes round the pool. `pool` may be changed while it runs.
 
-    sent: int = 0
-    failed: int = 0
-    told: int = 0
-    right: int = 0
-    versions: dict[str, int] = field(default_factory=dict)
+    Attributes:
+        pool: what is sent.
+        start: row of the pool to begin with.
+    """
 
-    @property
-    def accuracy(self) -> float:
-        """Share of the forecasts within the model's tolerance, NaN before any truth is known."""
-        return self.right / self.told if self.told else float("nan")
+    pool: Pool
+    start: int = 0
 
-    def __str__(self) -> str:
-        versions = ", ".join(f"version {name}: {count}" for name, count in sorted(self.versions.items()))
-        answered = versions or "none answered"
-        return f"{self.sent} requests, {self.failed} failed, {self.accuracy:.3f} within tolerance ({answered})"
+    def draw(self) -> Request:
+        """The next windows of the pool."""
+        pool = self.pool
+        rows = (self.start + np.arange(self.rows)) % len(pool.windows)
+        self.start += self.rows
+        return Request(pool.windows[rows], pool.targets[rows], pool.targets[rows])
+
+    def tell(self, client: InferenceClient, prediction_id: str, told: Array) -> int:
+        """The values that came; right is what lies within the model's tolerance, which the server knows."""
+        return client.feedback_values(prediction_id, told.tolist())
 
 
 def send(
-    url: str,
-    model: str,
-    pool: Pool,
-    *,
-    requests: int,
-    windows: int = 1,
-    rate: float = 0.0,
-    delay: int = 3,
-    start: int = 0,
+    url: str, model: str, pool: Pool, *, requests: int, windows: int = 1, rate: float = 20.0, start: int = 0
 ) -> Tally:
-    """Send requests one after the other, going round the pool; the truth of one follows `delay` requests later.
-
-    Args:
-        url: what stands before `/v2`.
-        model: its name.
-        pool: what is sent.
-        requests: how many.
-        windows: in each of them.
-        rate: requests a second at most; 0: as fast as they are answered.
-        delay: requests between a forecast and its truth.
-        start: row of the pool to begin with.
-    """
-    tally = Tally()
-    waiting: deque[tuple[str, Windows]] = deque()
-    with InferenceClient(url, model, timeout_seconds=20.0) as client:
-        name = client.metadata().inputs[0].name
-        due = time.monotonic()
-        for index in range(requests):
-            rows = (start + index * windows + np.arange(windows)) % len(pool.windows)
-            tally.sent += 1
-            try:
-                answer = client.infer({name: pool.windows[rows]})
-                tally.versions[answer.version] = tally.versions.get(answer.version, 0) + 1
-                waiting.append((answer.prediction_id, pool.targets[rows]))
-            except (InferenceError, DependencyUnavailableError):
-                tally.failed += 1
-            if len(waiting) > delay:
-                _tell(client, waiting, tally)
-            if rate:
-                due += 1 / rate
-                time.sleep(max(0.0, due - time.monotonic()))
-        while waiting:
-            _tell(client, waiting, tally)
-    return tally
-
-
-def _tell(client: InferenceClient, waiting: deque[tuple[str, Windows]], tally: Tally) -> None:
-    token, truth = waiting.popleft()
-    tally.right += client.feedback_values(token, truth.tolist())
-    tally.told += len(truth)
+    """Send so many requests and return when all are answered and have their truth; arguments as `Traffic`."""
+    with Traffic(url, model, rate, pool, start, rows=windows, requests=requests) as traffic:
+        return traffic.finish()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,29 +95,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cells", type=int, default=12, help="made-up cells (default: 12)")
     parser.add_argument("--seed", type=int, default=1, help="of the cells (default: 1)")
     parser.add_argument("--drift", action="store_true", help="windows of another regime of load")
+    parser.add_argument("--drift-after", type=float, default=0.0, help="seconds without drift first (default: 0)")
     options = parser.parse_args(arguments)
-    console = Console()
-    try:
-        if options.rate <= 0 or options.windows < 1 or options.seconds <= 0:
-            raise InvalidInputError("--rate and --seconds must be above 0, --windows at least 1.")
-        reports = Synthetic().reports
-        made = Synthetic(cells=options.cells, seed=options.seed, regime_at=reports // 2 if options.drift else None)
-        pool = Pool.of(made, WindowPlan())
-        tally = send(
+
+    def work() -> Tally:
+        usual = Synthetic(cells=options.cells, seed=options.seed)
+        traffic = Traffic(
             deployment_target().url(options.model),
             options.model,
-            pool,
-            requests=max(1, round(options.rate * options.seconds)),
-            windows=options.windows,
-            rate=options.rate,
+            options.rate,
+            Pool.of(usual, WindowPlan()),
+            rows=options.windows,
+            seed=options.seed,
         )
-    except SemrError as error:
-        print(f"traffic: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    console.print(str(tally), highlight=False)
-    return 1 if tally.failed else 0
+        if not options.drift:
+            return show(traffic, options.seconds)
+        changed = Synthetic(cells=options.cells, seed=options.seed, regime_at=usual.reports // 2)
+        drifted = Pool.of(changed, WindowPlan())
+
+        def begin() -> str:
+            traffic.pool = drifted
+            return "another regime of load"
+
+        return show(traffic, options.seconds, Drift(options.drift_after, begin))
+
+    return exit_code_of(work)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,21 @@ class TrainConfig:
     dataset: str = DATASET
     reference_split: str = "train"
 
+    def plan(self) -> TorchPlan:
+        """How `semr.training.torch` is to train.
+
+        Raises:
+            InvalidInputError: a number cannot be.
+        """
+        return TorchPlan(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            seed=self.seed,
+            learning_rate=self.learning_rate,
+            patience=self.patience,
+        )
+
 
 def train(config: TrainConfig) -> None:
     """Train; the job's MLflow run holds parameters, learning curve, system metrics and the model."""
@@ -64,14 +79,7 @@ def train(config: TrainConfig) -> None:
     store = ObjectStore.from_settings()
     dataset = store.dataset(config.dataset, config.dataset_version)
     windows, scaling = read_metadata(dataset.metadata)
-    plan = TorchPlan(
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        seed=config.seed,
-        learning_rate=config.learning_rate,
-        patience=config.patience,
-    )
+    plan = config.plan()
     with tracked_run(EXPERIMENT, "train", system_metrics=True) as run_id:
         chosen = _architecture(config)
         network = ModelConfig(

@@ -10,6 +10,7 @@ import json
 
 from flytekit import Resources, conditional, task, workflow
 
+from semr.errors import InvalidInputError
 from semr.registry import ModelVersionRef
 from workflow_examples.qoe import pipeline
 from workflow_examples.qoe.features import WindowPlan
@@ -17,6 +18,43 @@ from workflow_examples.qoe.train import TrainConfig
 
 # Tasks wait for Ray jobs and REST calls; the work itself is done on Ray.
 SMALL = Resources(cpu="500m", mem="1Gi")
+
+
+@task(requests=SMALL)
+def check(
+    n: int,
+    columns: str,
+    steps: int,
+    horizon: int,
+    architecture: str,
+    hidden: int,
+    layers: int,
+    epochs: int,
+    bt_s: int,
+    learning_rate: float,
+    patience: int,
+    workers: int,
+) -> int:
+    """Refuse what cannot be before anything is written; returns `n`, so that the reports wait for it."""
+    if n < 1:
+        raise InvalidInputError(
+            f"n must be at least 1, not {n}: it is how many times the reports are taken, 1 as they are."
+        )
+    if bt_s < 1:
+        raise InvalidInputError(f"bt_s must be at least 1, not {bt_s}: it is the batch size in windows, such as 256.")
+    config = TrainConfig(
+        dataset_version="",
+        epochs=epochs,
+        batch_size=bt_s,
+        learning_rate=learning_rate,
+        workers=workers,
+        patience=patience,
+        architecture=architecture,
+        hidden=hidden,
+        layers=layers,
+    )
+    pipeline.check(config, WindowPlan(_names(columns), steps, horizon))
+    return n
 
 
 @task(requests=SMALL)
@@ -132,7 +170,8 @@ def qoe_train(
 
     Args:
         source: `synthetic`, or the path of a file of reports; see `semr data qoe --help`.
-        n: the reports so many times, each time later.
+        n: how many times the reports are taken, each time later than before: 10 makes ten times the data, to measure how
+            the workflow grows with it. The name is that of the reference system's parameter.
         cells: names of cells to learn from, such as `c1/B2,c1/B13`; all when empty.
         columns: measures to learn and forecast, separated by commas.
         steps: past steps that the model sees.
@@ -141,7 +180,7 @@ def qoe_train(
         hidden: units in a layer.
         layers: of the network.
         epochs: passes over the training split, at most.
-        bt_s: batch size: windows per worker and step.
+        bt_s: batch size: windows per worker and step. The name is that of the reference system's parameter.
         learning_rate: of Adam, in the beginning.
         patience: epochs without a better validation loss after which training ends.
         workers: data-parallel Ray Train workers.
@@ -152,7 +191,21 @@ def qoe_train(
     Returns:
         JSON: `verdict` (promoted, or declined when the model does not beat the baselines), `reason`, `model`, `url`.
     """
-    raw_version = ingest(source=source, n=n)
+    checked_n = check(
+        n=n,
+        columns=columns,
+        steps=steps,
+        horizon=horizon,
+        architecture=architecture,
+        hidden=hidden,
+        layers=layers,
+        epochs=epochs,
+        bt_s=bt_s,
+        learning_rate=learning_rate,
+        patience=patience,
+        workers=workers,
+    )
+    raw_version = ingest(source=source, n=checked_n)
     dataset_version = prepare(raw_version=raw_version, cells=cells, columns=columns, steps=steps, horizon=horizon)
     run_id = train(
         dataset_version=dataset_version,

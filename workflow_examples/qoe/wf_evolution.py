@@ -212,15 +212,50 @@ def stay(model_name: str) -> str:
 
 
 @workflow
-def qoe_watch(model_name: str = "qoe") -> str:
-    """Retrain if an alert fires; for sites that want no inbound webhook, with the evolution service or without it."""
+def qoe_watch(
+    model_name: str = "qoe",
+    window_seconds: float = 3600.0,
+    least_rows: int = 200,
+    epochs: int = 15,
+    learning_rate: float = 1e-3,
+    workers: int = 2,
+    verification_seconds: float = 300.0,
+    deployment_target: str = "",
+) -> str:
+    """Retrain if an alert fires; for sites that want no inbound webhook, with the evolution service or without it.
+
+    Args:
+        model_name: registered model.
+        window_seconds: see `qoe_retrain`, as the following; where there is an evolution service, its policy has them.
+        least_rows: see there.
+        epochs: see there.
+        learning_rate: see there.
+        workers: see there.
+        verification_seconds: see there.
+        deployment_target: see there.
+
+    Returns:
+        JSON with `verdict` (unchanged, launched, or what `qoe_retrain` has found) and `reason`.
+    """
     needed = look(model_name=model_name)
     return (
         conditional("alert")
         .if_(needed == "ask")
         .then(ask(model_name=model_name))
         .elif_(needed == "retrain")
-        .then(qoe_retrain(model_name=model_name, trigger='{"kind": "cron"}'))
+        .then(
+            qoe_retrain(
+                model_name=model_name,
+                trigger='{"kind": "cron"}',
+                window_seconds=window_seconds,
+                least_rows=least_rows,
+                epochs=epochs,
+                learning_rate=learning_rate,
+                workers=workers,
+                verification_seconds=verification_seconds,
+                deployment_target=deployment_target,
+            )
+        )
         .else_()
         .then(stay(model_name=model_name))
     )
