@@ -16,6 +16,7 @@ import itertools
 import logging
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -305,7 +306,9 @@ class _Training:
             weights = Path(folder, Path(WEIGHTS_FILE).name)
             torch.save(self.network.state_dict(), weights)
             signature = infer_signature(example, outputs[:1])
-            with mlflow.start_run(run_id=self.config["run_id"]):
+            with mlflow.start_run(run_id=self.config["run_id"]), warnings.catch_warnings():
+                # Of the list in which PyTorch's recurrent layers keep their own weights.
+                warnings.filterwarnings("ignore", "The tensor attributes")
                 mlflow.log_artifact(str(weights), str(Path(WEIGHTS_FILE).parent))
                 info = mlflow.pytorch.log_model(
                     served,

@@ -36,11 +36,6 @@ pytest.importorskip("torch")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-# Neither has been seen passing yet: the labelled window does not fill in time when requests come fast.
-unproven = pytest.mark.skipif(
-    "SEMR_TEST_UNPROVEN" not in os.environ, reason="not seen passing; SEMR_TEST_UNPROVEN=1 runs it"
-)
-
 ROOT = Path(__file__).parents[2]
 WORKFLOW = str(Path("workflow_examples", "qoe", "wf.py"))
 
@@ -115,7 +110,6 @@ def test_forecasts_over_http_are_those_that_were_judged(stack: RunningStack, tra
     assert np.sqrt((errors**2).mean()) == pytest.approx(champion.metrics["holdout_rmse"], rel=0.2)
 
 
-@unproven
 def test_a_regime_change_is_learned_and_passes_the_gate(stack: RunningStack, trained: Trained) -> None:
     usual = traffic.Pool.of(Synthetic(cells=6, seed=3), WindowPlan())
     changed = traffic.Pool.of(Synthetic(cells=6, seed=3, regime_at=2000), WindowPlan())
@@ -163,7 +157,6 @@ def test_a_regime_change_is_learned_and_passes_the_gate(stack: RunningStack, tra
     assert again.accuracy > after.accuracy + 0.2
 
 
-@unproven
 def test_constant_series_are_named_and_nothing_is_registered(stack: RunningStack, tmp_path: Path) -> None:
     """As `c2/B2` of the simulator's file, whose counter stands still."""
     cell = {
