@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import itertools
 import re
 import signal
 import threading
@@ -14,34 +15,39 @@ from dataclasses import dataclass
 import psutil
 import pytest
 from faulty_proxy import FaultyProxy
+from pyarrow.fs import FileSelector
 from stack_tools import RunningStack
-from workflow_tools import processes_of_stack, small_dataset
+from workflow_tools import processes_of_stack, small_dataset, small_qoe_dataset
 
 from semr import tracking
 from semr.errors import InvalidInputError
 from semr.job_entry import config_argument
 from semr.jobs import JOB_ID_VARIABLE, JobFailedError, JobResult, RayJobs
 from semr.settings import Settings
+from semr.storage import ObjectStore
 from workflow_examples.mnist.train import TrainConfig
+from workflow_examples.qoe.train import TrainConfig as QoeTrainConfig
 
 pytestmark = pytest.mark.slow
 
 TRAIN = "workflow_examples.mnist.train"
+QOE_TRAIN = "workflow_examples.qoe.train"
 
 
 class Watched:
     """A training job whose log is looked at while it runs; `react` is called once, when `at` has appeared."""
 
-    def __init__(self, stack: RunningStack, at: str, react: Callable[[str], None]) -> None:
+    def __init__(self, stack: RunningStack, at: str, react: Callable[[str], None], module: str = TRAIN) -> None:
         self.jobs = RayJobs(stack.settings)
+        self.module = module
         self.lines: list[str] = []
         self._at = at
         self._react = react
         self.job_id = ""
 
-    def run(self, config: TrainConfig, environment: dict[str, str] | None = None) -> JobResult:
-        self.job_id = self.jobs.submit(TRAIN, config_argument(config), environment=environment)
-        return self.jobs.wait(self.job_id, on_line=self._look, timeout_seconds=240)
+    def run(self, config: object, environment: dict[str, str] | None = None, seconds: float = 240) -> JobResult:
+        self.job_id = self.jobs.submit(self.module, config_argument(config), environment=environment)
+        return self.jobs.wait(self.job_id, on_line=self._look, timeout_seconds=seconds)
 
     @property
     def epochs(self) -> list[int]:
@@ -163,6 +169,51 @@ def test_a_killed_worker_is_replaced_and_goes_on_from_the_checkpoint(stack: Runn
     history = tracking.connect(stack.settings).get_metric_history(result.run_id, "loss")
     assert {metric.step for metric in history} == set(range(1, 9))
     assert history[-1].value < history[0].value / 2
+
+
+def checkpoints(stack: RunningStack, dataset: str) -> set[str]:
+    """Checkpoints in the object store of trainings with PyTorch on the dataset."""
+    folder = FileSelector(f"{stack.settings.checkpoints_bucket}/{dataset}", allow_not_found=True, recursive=True)
+    files = ObjectStore.from_settings(stack.settings).filesystem.get_file_info(folder)
+    return {each.path for each in files if each.base_name == "state.pt"}
+
+
+def test_a_killed_worker_of_pytorch_is_replaced_and_goes_on_from_the_checkpoint(stack: RunningStack) -> None:
+    pytest.importorskip("torch")
+    epochs = 300
+    known = checkpoints(stack, "qoe")
+    killed: list[psutil.Process] = []
+
+    def kill_one(job_id: str) -> None:
+        """Checkpoints come every few seconds; when the second is there, the controller knows the first."""
+        deadline = time.monotonic() + 120
+        while len(checkpoints(stack, "qoe") - known) < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(2)  # for some epochs to be lost
+        workers = workers_of(stack, job_id)
+        killed.append(workers[-1])
+        workers[-1].send_signal(signal.SIGKILL)
+
+    def kill_later(job_id: str) -> None:
+        """The log goes on meanwhile."""
+        threading.Thread(target=kill_one, args=(job_id,)).start()
+
+    watched = Watched(stack, f"epoch 1/{epochs}", kill_later, QOE_TRAIN)
+    config = QoeTrainConfig(small_qoe_dataset(), epochs=epochs, batch_size=16, patience=0)
+    result = watched.run(config, seconds=420)
+    assert killed
+    assert not killed[0].is_running() or killed[0].status() == psutil.STATUS_ZOMBIE
+    assert watched.epochs[0] == 1
+    assert sorted(set(watched.epochs)) == list(range(1, epochs + 1))
+    resumed = [epoch for before, epoch in itertools.pairwise(watched.epochs) if epoch <= before]
+    assert len(resumed) <= 1
+    assert 1 not in resumed
+    assert result.run_id is not None
+    history = tracking.connect(stack.settings).get_metric_history(result.run_id, "loss")
+    losses = {metric.step: metric.value for metric in history}
+    assert set(losses) == set(range(1, epochs + 1))
+    # Of a network that began anew the loss would be that of the first epoch again.
+    assert all(losses[epoch] < (losses[1] + losses[epoch - 1]) / 2 for epoch in resumed)
 
 
 def train_until_gone(stack: RunningStack, service: str, field: str, proxy: FaultyProxy) -> None:

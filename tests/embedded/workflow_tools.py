@@ -19,6 +19,10 @@ from semr.settings import Settings
 from semr.stack.processes import STACK_VARIABLE
 from workflow_examples.mnist import pipeline
 from workflow_examples.mnist.train import TrainConfig
+from workflow_examples.qoe import pipeline as qoe_pipeline
+from workflow_examples.qoe.data import ingest
+from workflow_examples.qoe.features import WindowPlan
+from workflow_examples.qoe.synthetic import Synthetic
 
 EXPERIMENT = "tests"
 
@@ -27,6 +31,13 @@ EXPERIMENT = "tests"
 def small_dataset() -> str:
     """Version of `mnist` with 600 digits."""
     return pipeline.prepare(pipeline.ingest("digits", 600), say=lambda _: None)
+
+
+@lru_cache(maxsize=1)
+def small_qoe_dataset() -> str:
+    """Version of `qoe` with the windows of three made-up cells in two days."""
+    reports = ingest(synthetic=Synthetic(cells=3, reports=600)).version
+    return qoe_pipeline.prepare(reports.version, (), WindowPlan(), say=lambda _: None)
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from local_servers import STOP_SECONDS, free_ports, stop_with_children
@@ -104,3 +105,23 @@ def store(object_store_settings: Settings) -> ObjectStore:
     """An object store with a bucket of its own, which does not exist yet."""
     bucket = f"test-{uuid.uuid4().hex[:12]}"
     return ObjectStore.from_settings(object_store_settings.model_copy(update={"datasets_bucket": bucket}))
+
+
+@pytest.fixture(scope="module")
+def ray_data() -> Iterator[Any]:
+    """Ray Data on a cluster of one CPU, as small as it gets."""
+    import ray
+    import ray.data
+
+    # "local": never one that somebody else has started.
+    ray.init(
+        "local",
+        num_cpus=1,
+        include_dashboard=False,
+        object_store_memory=80 * 2**20,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield ray.data
+    ray.shutdown()

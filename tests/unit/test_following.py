@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ import httpx
 import mlflow
 import numpy as np
 import pytest
-from local_servers import free_ports, stop_with_children
+from local_servers import mlflow_server
 from mlflow.models import infer_signature
 from serving import server
 
@@ -42,34 +40,8 @@ set_model(Constant())
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A registry of its own: MLflow on SQLite."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
-        "--artifacts-destination",
-        str(folder / "files"),
-    ]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                if httpx.get(f"{url}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.3)
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as url:
         yield Settings(mlflow_uri=url)
-    finally:
-        stop_with_children(process.pid)
-        process.wait()
 
 
 def register(settings: Settings, folder: Path, value: str) -> ModelVersionRef:
