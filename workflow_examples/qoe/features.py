@@ -104,6 +104,11 @@ class Sums:
         columns = values.T
         return cls(len(values), tuple(map(_exact_sum, columns)), tuple(_exact_sum(each * each) for each in columns))
 
+    @classmethod
+    def of_training(cls, series: Series, training_ends: int) -> Sums:
+        """Sums of what lies before the time at which training ends: the only part that scaling may know."""
+        return cls.of(series.values[series.times < training_ends])
+
 
 @dataclass(frozen=True)
 class Windows:

@@ -192,7 +192,7 @@ def _clean_cells(reports: pa.Table, store: ObjectStore, plan: WindowPlan, traini
         part = ""
         if len(series.times):
             part = json.dumps(asdict(store.write_part(SERIES_DATASET, _series_table(name, series, plan), RAW_SPLIT)))
-        sums = Sums.of(series.values[series.times < training_ends])
+        sums = Sums.of_training(series, training_ends)
         for key, value in (("cell", name), ("part", part), ("sums", json.dumps(asdict(sums)))):
             described[key].append(value)
     return pa.table(described)
