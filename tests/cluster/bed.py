@@ -146,6 +146,7 @@ def running_bed(programs: Programs) -> Iterator[Bed]:
         _make_nodes_and_storage(bed)
         _apply_definitions(bed)
         _start_kwok(bed)
+        _kubectl(bed, "wait", "--for=condition=Ready", "--timeout=60s", "node", "--all")
         yield bed
     finally:
         bed.stop()
