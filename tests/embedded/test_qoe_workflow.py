@@ -30,7 +30,7 @@ from workflow_examples.qoe import traffic
 from workflow_examples.qoe.evaluate import read_split
 from workflow_examples.qoe.features import WindowPlan
 from workflow_examples.qoe.synthetic import Synthetic
-from workflow_examples.qoe.wf_evolution import qoe_retrain
+from workflow_examples.qoe.wf_evolution import qoe_retrain, qoe_watch
 
 pytest.importorskip("torch")
 
@@ -108,6 +108,13 @@ def test_forecasts_over_http_are_those_that_were_judged(stack: RunningStack, tra
         (forecast,) = client.infer({metadata.inputs[0].name: holdout.windows[::20]}).outputs.values()
     errors = forecast - holdout.targets[::20]
     assert np.sqrt((errors**2).mean()) == pytest.approx(champion.metrics["holdout_rmse"], rel=0.2)
+
+
+def test_the_watch_stays_while_no_alert_fires(trained: Trained) -> None:
+    assert json.loads(qoe_watch(model_name=trained.model)) == {
+        "verdict": "unchanged",
+        "reason": f"no alert fires for {trained.model}",
+    }
 
 
 def test_a_regime_change_is_learned_and_passes_the_gate(stack: RunningStack, trained: Trained) -> None:

@@ -200,7 +200,7 @@ def test_a_killed_worker_of_pytorch_is_replaced_and_goes_on_from_the_checkpoint(
 
     watched = Watched(stack, f"epoch 1/{epochs}", kill_later, QOE_TRAIN)
     config = QoeTrainConfig(small_qoe_dataset(), epochs=epochs, batch_size=16, patience=0)
-    result = watched.run(config, seconds=420)
+    result = watched.run(config, seconds=540)
     assert killed
     assert not killed[0].is_running() or killed[0].status() == psutil.STATUS_ZOMBIE
     assert watched.epochs[0] == 1
