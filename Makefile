@@ -69,9 +69,9 @@ test-scripts:  ## tests of the scripts that install and remove (bats; with Ansib
 test-images: $(STAMP)  ## build the images from a local base and run them (root; buildah, podman, runc, debootstrap)
 	$(PYTHON) -m pytest $(PYTEST_ARGS) tests/images
 
-test-cluster: $(STAMP)  ## the charts on a Kubernetes API: a test bed built from Go modules, or the cluster of KUBECONFIG
+test-cluster: $(STAMP)  ## the charts' pods on real servers, and the charts on a Kubernetes API (a test bed, or the cluster of KUBECONFIG)
 	SEMR_TEST_CLUSTER_BUILD_SECONDS=$(CLUSTER_BUILD_SECONDS) \
-	  $(PYTHON) -m pytest -ra $(PYTEST_ARGS) $(if $(TESTS),$(TESTS),tests/cluster)
+	  $(PYTHON) -m pytest -ra $(PYTEST_ARGS) $(if $(TESTS),$(TESTS),tests/servers tests/cluster)
 
 lint: $(STAMP)  ## ruff, mypy, shellcheck, hadolint
 	$(VENV)/bin/ruff check .

@@ -12,8 +12,8 @@ Makes sure that these are on this machine:
 Debian and Ubuntu: apt-get, as root or with a sudo that asks for no password. No service is started, now or at boot.
 macOS: Homebrew.
 
-  --tests        also, on Debian and Ubuntu, what make test-scripts and make test-images need: bats, Ansible, buildah, podman,
-                 runc, debootstrap
+  --tests        also, on Debian and Ubuntu, what make test-scripts, make test-cluster and make test-images need: bats, Ansible,
+                 PostgreSQL, Redis, buildah, podman, runc, debootstrap
   --dry-run      say what would be installed, change nothing
   --cluster      prepare this machine to use a SEMR on a cluster instead: helm, kubectl, semr without the servers, the contract,
                  Flyte's client configuration; see cluster-client.sh --help for its options
@@ -99,7 +99,7 @@ install_with_apt() {
   allow_service_starts
   if has systemctl; then
     for package in "$@"; do
-      if [[ "$package" == prometheus* ]]; then
+      if [[ "$package" =~ ^(prometheus|postgresql|redis-server) ]]; then
         as_root systemctl disable --quiet "$package.service" || say "could not keep $package from starting at boot."
       fi
     done
@@ -142,6 +142,9 @@ case "$(uname -s)" in
       for command in bats ansible ansible-lint buildah podman runc debootstrap; do
         has "$command" || missing+=("$command")
       done
+      has redis-server || missing+=(redis-server)
+      # Debian keeps the server's commands out of PATH.
+      has postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql)
     fi
     ;;
   Darwin)

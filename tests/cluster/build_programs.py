@@ -1,4 +1,4 @@
-"""Builds the programs of a Kubernetes cluster from Go modules, once for each set of versions, into the user's cache folder.
+"""Builds MinIO and the programs of a Kubernetes cluster from Go modules, once for each set of versions, into the user's cache.
 
 `python tests/cluster/build_programs.py` builds what is missing and prints the folder. `--idle` leaves the machine to everybody
 else; `--check` builds nothing and exits with 3 when something is missing.
@@ -27,6 +27,8 @@ from pathlib import Path
 MODULES = Path(__file__).parent / "programs"
 #: Program to (folder of its module, package). Quick ones first: a build that is cut short has then made something.
 PROGRAMS = {
+    "mc": ("mc", "github.com/minio/mc"),
+    "minio": ("minio", "github.com/minio/minio"),
     "etcd": ("kubernetes", "go.etcd.io/etcd/server/v3"),
     "kube-apiserver": ("kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver"),
     "kube-controller-manager": ("kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager"),

@@ -103,11 +103,11 @@ def test_only_what_is_missing_is_installed(machine: Machine) -> None:
 
 
 def test_what_the_tests_of_scripts_and_images_need_is_installed_when_asked_for(machine: Machine) -> None:
-    for name in ("uv", "prometheus", "alertmanager", "apt-get", "podman"):
+    for name in ("uv", "prometheus", "alertmanager", "apt-get", "podman", "postgres"):
         machine.command(name)
     result = machine.run("env-prepare.sh", "--tests", "--dry-run")
     assert result.returncode == 0, result.stderr
-    assert "would install: bats ansible ansible-lint buildah runc debootstrap\n" in result.stdout
+    assert "would install: bats ansible ansible-lint buildah runc debootstrap redis-server\n" in result.stdout
     assert "nothing to install" in machine.run("env-prepare.sh").stdout
 
 

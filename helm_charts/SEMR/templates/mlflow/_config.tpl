@@ -29,8 +29,9 @@ MLFLOW_SERVER_CORS_ALLOWED_ORIGINS: {{ join "," . | quote }}
 MLFLOW_SERVER_ENABLE_JOB_EXECUTION: "false"
 MLFLOW_DISABLE_TELEMETRY: "true"
 HOME: /tmp
+PYTHONPATH: /etc/mlflow/plugin
 {{- if .Values.mlflow.auth.enabled }}
-MLFLOW_AUTH_CONFIG_PATH: /etc/mlflow/basic_auth.ini
+MLFLOW_AUTH_CONFIG_PATH: /etc/mlflow/auth/basic_auth.ini
 basic_auth.ini: |
   [mlflow]
   default_permission = READ
@@ -38,4 +39,16 @@ basic_auth.ini: |
   admin_username = {{ .Values.mlflow.auth.username }}
   authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 {{- end }}
+{{- end -}}
+
+{{/* A plug-in of MLflow, as Python finds an installed distribution. */}}
+{{- define "semr.mlflow.plugin" -}}
+semr_proxied_s3.py: |
+  {{- .Files.Get "files/mlflow/semr_proxied_s3.py" | trim | nindent 2 }}
+entry_points.txt: |
+  {{- .Files.Get "files/mlflow/entry_points.txt" | trim | nindent 2 }}
+METADATA: |
+  Metadata-Version: 2.1
+  Name: semr-proxied-s3
+  Version: 1
 {{- end -}}
