@@ -1,4 +1,6 @@
-"""Builds MinIO and the programs of a Kubernetes cluster from Go modules, once for each set of versions, into the user's cache.
+"""Builds the programs of a Kubernetes cluster, MinIO and Prometheus from Go modules, once for each set of versions.
+
+They are kept in the user's cache folder.
 
 `python tests/cluster/build_programs.py` builds what is missing and prints the folder. `--idle` leaves the machine to everybody
 else; `--check` builds nothing and exits with 3 when something is missing.
@@ -36,7 +38,12 @@ PROGRAMS = {
     "kubectl": ("kubernetes", "k8s.io/kubernetes/cmd/kubectl"),
     "kwok": ("kubernetes", "sigs.k8s.io/kwok/cmd/kwok"),
     "kuberay-operator": ("kuberay-operator", "github.com/ray-project/kuberay/ray-operator"),
+    "prometheus-operator": ("prometheus-operator", "github.com/prometheus-operator/prometheus-operator/cmd/operator"),
+    # Debian's own cannot ask Kubernetes for its targets.
+    "prometheus": ("prometheus", "github.com/prometheus/prometheus/cmd/prometheus"),
 }
+#: Build tags: of all its ways to find targets, Prometheus gets one.
+_TAGS = {"prometheus": "remove_all_sd,enable_kubernetes_sd"}
 #: What is read from modules besides programs: name of a folder to (module with version, folder in it). None: as in go.mod.
 FILES = {
     "stages/pod": ("sigs.k8s.io/kwok", "kustomize/stage/pod/fast"),
@@ -80,6 +87,14 @@ def kubernetes_version() -> str:
     found = re.search(r"^\s*k8s\.io/kubernetes (v\S+)", (MODULES / "kubernetes" / "go.mod").read_text(), re.MULTILINE)
     assert found is not None
     return found[1]
+
+
+def prometheus_version() -> str:
+    """The pinned version, such as v3.13.1: as a Go module it is v0.313.1."""
+    text = (MODULES / "prometheus" / "go.mod").read_text()
+    found = re.search(r"^\s*github\.com/prometheus/prometheus v0\.(\d)(\d\d)\.(\d+)", text, re.MULTILINE)
+    assert found is not None
+    return f"v{found[1]}.{int(found[2])}.{found[3]}"
 
 
 def cached() -> Programs:
@@ -162,7 +177,8 @@ def _build_program(go: str, name: str, to: Path, deadline: float) -> None:
         "k8s.io/client-go/pkg/version.gitVersion": version,
     }
     flags = " ".join(["-s", "-w", *(f"-X {key}={value}" for key, value in settings.items())])
-    command = [go, "build", "-mod=readonly", f"-p={_AT_ONCE}", "-trimpath", f"-ldflags={flags}", "-o", str(unfinished)]
+    how = ["-mod=readonly", f"-p={_AT_ONCE}", f"-tags={_TAGS.get(name, '')}", "-trimpath", f"-ldflags={flags}"]
+    command = [go, "build", *how, "-o", str(unfinished)]
 
     process = subprocess.Popen(
         [*command, package],
