@@ -31,6 +31,7 @@ MODULES = Path(__file__).parent / "programs"
 PROGRAMS = {
     "mc": ("mc", "github.com/minio/mc"),
     "minio": ("minio", "github.com/minio/minio"),
+    "flyte-check": ("flyte", "."),
     "etcd": ("kubernetes", "go.etcd.io/etcd/server/v3"),
     "kube-apiserver": ("kubernetes", "k8s.io/kubernetes/cmd/kube-apiserver"),
     "kube-controller-manager": ("kubernetes", "k8s.io/kubernetes/cmd/kube-controller-manager"),
@@ -100,7 +101,7 @@ def prometheus_version() -> str:
 def cached() -> Programs:
     """Where the programs of these versions are, or will be."""
     digest = hashlib.sha256(json.dumps([PROGRAMS, FILES, platform.system(), platform.machine()]).encode())
-    for path in sorted(MODULES.rglob("go.*")):
+    for path in sorted(path for path in MODULES.rglob("*") if path.suffix in (".go", ".mod", ".sum")):
         digest.update(path.read_bytes())
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Programs(base / "semr" / "cluster" / f"{kubernetes_version()}-{digest.hexdigest()[:12]}")

@@ -39,7 +39,7 @@ def path() -> list[Path]:
     programs = cached()
     seconds = float(os.environ.get(BUILD_VARIABLE, "2400"))
     try:
-        for name in ("mc", "minio"):
+        for name in ("mc", "minio", "flyte-check"):
             if not programs.program(name).is_file():
                 find_go()
                 if seconds <= 0:
