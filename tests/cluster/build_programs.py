@@ -61,6 +61,7 @@ FILES = {
 LEAST_GO = (1, 26)
 # Two compilers at once: with more, the large packages of Kubernetes need more than 4 GB at the same time.
 _AT_ONCE = 2
+_FORGET_SECONDS = 30 * 24 * 3600
 MISSING, FAILED = 3, 1
 
 
@@ -146,7 +147,15 @@ def build(timeout_seconds: float, *, only: str = "") -> Programs:
             else:
                 _build_program(go, name, programs.program(name), deadline)
             _say(f"made {name} in {time.monotonic() - began:.0f} s")
+        _remove_forgotten(programs.folder)
     return programs
+
+
+def _remove_forgotten(current: Path) -> None:
+    """Remove sets of versions that were built long ago: each has almost a gigabyte, and can be built again."""
+    for folder in current.parent.iterdir():
+        if folder != current and time.time() - folder.stat().st_mtime > _FORGET_SECONDS:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
