@@ -45,17 +45,19 @@ PROGRAMS = {
 }
 #: Build tags: of all its ways to find targets, Prometheus gets one.
 _TAGS = {"prometheus": "remove_all_sd,enable_kubernetes_sd"}
-#: What is read from modules besides programs: name of a folder to (module with version, folder in it). None: as in go.mod.
+#: What is read from modules besides programs: name of a folder to (folder whose go.mod has the version, module, folder in it).
 FILES = {
-    "stages/pod": ("sigs.k8s.io/kwok", "kustomize/stage/pod/fast"),
-    "stages/node": ("sigs.k8s.io/kwok", "kustomize/stage/node/fast"),
-    "stages/volume": ("sigs.k8s.io/kwok", "kustomize/stage/volume/fast"),
-    "definitions/kuberay": ("github.com/ray-project/kuberay/ray-operator", "config/crd/bases"),
+    "stages/pod": ("kubernetes", "sigs.k8s.io/kwok", "kustomize/stage/pod/fast"),
+    "stages/node": ("kubernetes", "sigs.k8s.io/kwok", "kustomize/stage/node/fast"),
+    "stages/volume": ("kubernetes", "sigs.k8s.io/kwok", "kustomize/stage/volume/fast"),
+    "definitions/kuberay": ("kuberay-operator", "github.com/ray-project/kuberay/ray-operator", "config/crd/bases"),
     "definitions/monitoring": (
-        "github.com/prometheus-operator/prometheus-operator@v0.93.1",
+        "prometheus-operator",
+        "github.com/prometheus-operator/prometheus-operator",
         "example/prometheus-operator-crd",
     ),
-    "definitions/gateway": ("sigs.k8s.io/gateway-api@v1.4.0", "config/crd/standard"),
+    # No program is built from it, so its version stands here.
+    "definitions/gateway": ("kubernetes", "sigs.k8s.io/gateway-api@v1.4.0", "config/crd/standard"),
 }
 #: Kubernetes' own go.mod asks for it.
 LEAST_GO = (1, 26)
@@ -215,15 +217,9 @@ def _build_program(go: str, name: str, to: Path, deadline: float) -> None:
 
 
 def _copy_files(go: str, name: str, to: Path) -> None:
-    module, folder = FILES[name]
-    where = (
-        next(path for path in MODULES.iterdir() if module.partition("@")[0] in (path / "go.mod").read_text())
-        if ("@" not in module)
-        else MODULES / "kubernetes"
-    )
-    done = subprocess.run(
-        [go, "mod", "download", "-json", module], cwd=where, capture_output=True, text=True, timeout=300, check=False
-    )
+    where, module, folder = FILES[name]
+    command = [go, "mod", "download", "-json", module]
+    done = subprocess.run(command, cwd=MODULES / where, capture_output=True, text=True, timeout=300, check=False)
     found = json.loads(done.stdout or "{}")
     if done.returncode != 0 or "Dir" not in found:
         raise BuildError(f"{module} cannot be fetched: {found.get('Error') or done.stderr.strip()}")
