@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import mlflow
@@ -39,10 +40,9 @@ def started_in_ray(model: BenchModel, folder: Path, *, haproxy: bool) -> Iterato
     # Ray adds 57 characters and more to it, and the path of a socket has 107 at most.
     place = Path(tempfile.mkdtemp(prefix="hp-"))
     variables = HAPROXY | _own_files(place) if haproxy else {}
-    before = {key: os.environ.get(key) for key in variables}
-    os.environ.update(variables)
     try:
-        settings = control.up(state)
+        with patch.dict(os.environ, variables):
+            settings = control.up(state)
         ref = _register(settings, model)
         url = urlsplit(RayServeTarget(settings).deploy(ref))
         path = f"{url.path}/v2/models/{model.name}/infer"
@@ -50,9 +50,6 @@ def started_in_ray(model: BenchModel, folder: Path, *, haproxy: bool) -> Iterato
         stack_id = json.loads((state / "identity.json").read_text())["stack_id"]
         yield RunningServer(kind, int(url.port or 0), partial(_proxy_and_replica, stack_id))
     finally:
-        for key in variables:
-            os.environ.pop(key, None)
-        os.environ.update({key: value for key, value in before.items() if value is not None})
         control.down(state)
         shutil.rmtree(place, ignore_errors=True)
 

@@ -19,7 +19,9 @@ USUAL: dict[str, Any] = {
 
 def test_the_usual_inputs_pass() -> None:
     assert USUAL.keys() == check.python_interface.inputs.keys()
-    assert check(**{**USUAL, "n": 3}) == 3
+    n, config = check(**{**USUAL, "n": 3, "bt_s": 64, "seed": 5})
+    assert n == 3
+    assert (config.batch_size, config.seed, config.dataset_version) == (64, 5, "")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ Each task calls one step of `pipeline`; what flows between them are references, 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from flytekit import Resources, conditional, task, workflow
 
@@ -34,8 +35,9 @@ def check(
     learning_rate: float,
     patience: int,
     workers: int,
-) -> int:
-    """Refuse what cannot be before anything is written; returns `n`, so that the reports wait for it."""
+    seed: int,
+) -> tuple[int, TrainConfig]:
+    """Refuse what cannot be before anything is written; returns `n`, so that the reports wait for it, and how to train."""
     if n < 1:
         raise InvalidInputError(
             f"n must be at least 1, not {n}: it is how many times the reports are taken, 1 as they are."
@@ -43,18 +45,20 @@ def check(
     if bt_s < 1:
         raise InvalidInputError(f"bt_s must be at least 1, not {bt_s}: it is the batch size in windows, such as 256.")
     config = TrainConfig(
+        # There is none yet.
         dataset_version="",
         epochs=epochs,
         batch_size=bt_s,
         learning_rate=learning_rate,
         workers=workers,
+        seed=seed,
         patience=patience,
         architecture=architecture,
         hidden=hidden,
         layers=layers,
     )
     pipeline.check(config, WindowPlan(_names(columns), steps, horizon))
-    return n
+    return n, config
 
 
 @task(requests=SMALL)
@@ -74,32 +78,9 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 @task(requests=SMALL)
-def train(
-    dataset_version: str,
-    architecture: str,
-    hidden: int,
-    layers: int,
-    epochs: int,
-    bt_s: int,
-    learning_rate: float,
-    patience: int,
-    workers: int,
-    seed: int,
-) -> str:
+def train(dataset_version: str, config: TrainConfig) -> str:
     """Train data-parallel on Ray Train; returns the MLflow run."""
-    config = TrainConfig(
-        dataset_version=dataset_version,
-        epochs=epochs,
-        batch_size=bt_s,
-        learning_rate=learning_rate,
-        workers=workers,
-        seed=seed,
-        patience=patience,
-        architecture=architecture,
-        hidden=hidden,
-        layers=layers,
-    )
-    return pipeline.train(config)
+    return pipeline.train(replace(config, dataset_version=dataset_version))
 
 
 @task(requests=SMALL)
@@ -191,7 +172,7 @@ def qoe_train(
     Returns:
         JSON: `verdict` (promoted, or declined when the model does not beat the baselines), `reason`, `model`, `url`.
     """
-    checked_n = check(
+    checked_n, config = check(
         n=n,
         columns=columns,
         steps=steps,
@@ -204,21 +185,11 @@ def qoe_train(
         learning_rate=learning_rate,
         patience=patience,
         workers=workers,
+        seed=seed,
     )
     raw_version = ingest(source=source, n=checked_n)
     dataset_version = prepare(raw_version=raw_version, cells=cells, columns=columns, steps=steps, horizon=horizon)
-    run_id = train(
-        dataset_version=dataset_version,
-        architecture=architecture,
-        hidden=hidden,
-        layers=layers,
-        epochs=epochs,
-        bt_s=bt_s,
-        learning_rate=learning_rate,
-        patience=patience,
-        workers=workers,
-        seed=seed,
-    )
+    run_id = train(dataset_version=dataset_version, config=config)
     is_better, reason = evaluate(run_id=run_id, dataset_version=dataset_version)
     return (
         conditional("better_than_baselines")
