@@ -64,7 +64,7 @@ def _run(times: Times, source: str, scale: int, cells: tuple[str, ...]) -> str:
     """The steps of `wf.qoe_train`; returns its verdict."""
 
     def note(line: str) -> None:
-        if found := re.search(r"\bepoch \d+/.*\((\d+\.\d) s\)", line):
+        if found := re.search(r"\bepoch \d+/.*\((\d+\.\d+) s\)", line):
             times.add("  an epoch", float(found[1]))
 
     raw = times.timed("ingest", pipeline.ingest, source, scale, _quiet)

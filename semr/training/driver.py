@@ -162,7 +162,7 @@ def log_curve(run_id: str, metrics: Mapping[str, float], epoch: int) -> None:
 def say_epoch(epoch: int, epochs: int, metrics: Mapping[str, float], seconds: float) -> None:
     """The line that an epoch leaves in the log."""
     numbers = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    print(f"epoch {epoch}/{epochs} {numbers} ({seconds:.1f} s)", flush=True)
+    print(f"epoch {epoch}/{epochs} {numbers} ({seconds:.2f} s)", flush=True)
 
 
 def _root_cause(error: BaseException) -> str:

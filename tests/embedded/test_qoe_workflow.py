@@ -77,7 +77,7 @@ def url_of(stack: RunningStack, trained: Trained) -> str:
 
 
 def test_the_log_is_a_line_an_epoch_the_errors_by_cell_and_the_verdict(trained: Trained) -> None:
-    assert re.findall(r"epoch (\d)/4 loss \d\.\d+ val_loss \d\.\d+ \(\d+\.\d s\)", trained.output) == list("1234")
+    assert re.findall(r"epoch (\d)/4 loss \d\.\d+ val_loss \d\.\d+ \(\d+\.\d\d s\)", trained.output) == list("1234")
     assert "c1/B2 pdcpBytesDl" in trained.output
     assert re.search(r"is champion: better than \w+ by more than chance: rmse", trained.output), trained.output
 

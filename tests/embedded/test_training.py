@@ -123,7 +123,7 @@ def observed(stack: RunningStack) -> Observed:
 def test_the_log_is_one_line_an_epoch(observed: Observed) -> None:
     assert len(observed.lines) == 3, observed.lines
     for number, line in enumerate(observed.lines[:2], start=1):
-        epoch = rf"epoch {number}/2 accuracy \d\.\d+ loss \d\.\d+ val_accuracy \d\.\d+ val_loss \d\.\d+ \(\d+\.\d s\)"
+        epoch = rf"epoch {number}/2 accuracy \d\.\d+ loss \d\.\d+ val_accuracy \d\.\d+ val_loss \d\.\d+ \(\d+\.\d\d s\)"
         assert re.search(epoch, line), line
     assert observed.lines[2].startswith("run ")
 
