@@ -64,6 +64,8 @@ LEAST_GO = (1, 26)
 # Two compilers at once: with more, the large packages of Kubernetes need more than 4 GB at the same time.
 _AT_ONCE = 2
 _FORGET_SECONDS = 30 * 24 * 3600
+#: Seconds that tests may spend on building; 0: nothing is built, and tests are skipped where something is missing.
+BUILD_VARIABLE = "SEMR_TEST_CLUSTER_BUILD_SECONDS"
 MISSING, FAILED = 3, 1
 
 
@@ -150,6 +152,24 @@ def build(timeout_seconds: float, *, only: str = "") -> Programs:
                 _build_program(go, name, programs.program(name), deadline)
             _say(f"made {name} in {time.monotonic() - began:.0f} s")
         _remove_forgotten(programs.folder)
+    return programs
+
+
+def for_tests(*names: str) -> Programs:
+    """The programs with all of them there, or with those of `names`; built if `BUILD_VARIABLE` lets them.
+
+    Raises:
+        BuildError: some are missing, and cannot or must not be built.
+    """
+    programs = cached()
+    missing = [name for name in programs.missing if not names or name in names]
+    if missing:
+        find_go()
+        seconds = float(os.environ.get(BUILD_VARIABLE, "2400"))
+        if seconds <= 0:
+            raise BuildError(f"{', '.join(missing)} not built yet: `make test-cluster` builds them")
+        for name in names or ("",):
+            build(seconds, only=name)
     return programs
 
 

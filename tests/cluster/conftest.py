@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,13 +14,10 @@ for _level in ("charts", "unit", "embedded"):
     sys.path.append(str(Path(__file__).parents[1] / _level))
 
 from bed import Bed, running_bed, start_kuberay  # noqa: E402
-from build_programs import BuildError, build, cached, find_go  # noqa: E402
+from build_programs import BuildError, for_tests  # noqa: E402
 from chart_tools import Helm, copy_charts, find_helm  # noqa: E402
 from cluster_network import ClusterNetwork  # noqa: E402
 from cluster_tools import Cluster, existing_kubeconfig, priority_classes  # noqa: E402
-
-#: Seconds that a build may take; 0: nothing is built, and the tests are skipped where something is missing.
-BUILD_VARIABLE = "SEMR_TEST_CLUSTER_BUILD_SECONDS"
 
 
 @pytest.fixture(scope="session")
@@ -49,16 +45,10 @@ def network() -> Iterator[ClusterNetwork]:
 @pytest.fixture(scope="session")
 def bed(network: ClusterNetwork) -> Iterator[Bed]:
     """A control plane with simulated nodes and the KubeRay operator."""
-    programs = cached()
-    if programs.missing:
-        seconds = float(os.environ.get(BUILD_VARIABLE, "2400"))
-        try:
-            find_go()
-            if seconds <= 0:
-                raise BuildError(f"{', '.join(programs.missing)} not built yet: `make test-cluster` builds them")
-            programs = build(seconds)
-        except BuildError as error:
-            pytest.skip(f"no Kubernetes, so nothing is tested on one: {error}")
+    try:
+        programs = for_tests()
+    except BuildError as error:
+        pytest.skip(f"no Kubernetes, so nothing is tested on one: {error}")
     with running_bed(programs) as made:
         start_kuberay(made, network.url)
         yield made

@@ -10,6 +10,7 @@ import gzip
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import yaml
 from bed import Bed
 from build_programs import Programs, prometheus_version
@@ -26,7 +28,8 @@ from cluster_tools import Cluster
 from local_servers import free_ports
 
 NAME = "semr-monitoring"
-_ALERTMANAGER = shutil.which("prometheus-alertmanager") or "alertmanager"
+#: The command on this machine; empty when there is none.
+ALERTMANAGER = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager") or ""
 _GROUP = "monitoring.coreos.com/v1"
 
 
@@ -121,7 +124,7 @@ def running_alertmanager(cluster: Cluster, namespace: str, folder: Path, replace
         text = text.replace(old, new)
     path = folder / "alertmanager.yaml"
     path.write_text(text)
-    with _server(_ALERTMANAGER, path, folder, "--storage.path", "--cluster.listen-address=") as url:
+    with _server(ALERTMANAGER, path, folder, "--storage.path", "--cluster.listen-address=") as url:
         yield url
 
 
@@ -180,7 +183,9 @@ def _server(program: str, config: Path, folder: Path, storage: str, *more: str) 
                     break
             except httpx.TransportError:
                 pass
-            threading.Event().wait(0.1)
+            time.sleep(0.1)
+        else:
+            pytest.fail(f"{program} is not ready: {log.read_text()[-3000:]}")
         yield url
     finally:
         process.terminate()
@@ -201,6 +206,6 @@ def _only(namespace: str) -> Object:
 
 def _alertmanager_version() -> str:
     """Of the command on this machine, as v1.2.3."""
-    done = subprocess.run([_ALERTMANAGER, "--version"], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([ALERTMANAGER, "--version"], capture_output=True, text=True, timeout=30, check=True)
     first = (done.stdout + done.stderr).split("version ", 1)[1].split()[0]
     return f"v{first.split('+')[0]}"

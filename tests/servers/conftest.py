@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +13,10 @@ import pytest
 for _level in ("charts", "cluster"):
     sys.path.append(str(Path(__file__).parents[1] / _level))
 
-from build_programs import BuildError, build, cached, find_go  # noqa: E402
+from build_programs import BuildError, for_tests  # noqa: E402
 from chart_tools import Helm, Rendered, copy_charts, find_helm  # noqa: E402
 from data_plane import DataPlane, Start, server_programs  # noqa: E402
 from pod_runner import running_node, why_not  # noqa: E402
-
-#: As in tests/cluster.
-BUILD_VARIABLE = "SEMR_TEST_CLUSTER_BUILD_SECONDS"
 
 
 @pytest.fixture(scope="session")
@@ -36,16 +32,8 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
 @pytest.fixture(scope="session")
 def path() -> list[Path]:
     """Folders of the programs that images would bring."""
-    programs = cached()
-    seconds = float(os.environ.get(BUILD_VARIABLE, "2400"))
     try:
-        for name in ("mc", "minio", "flyte-check"):
-            if not programs.program(name).is_file():
-                find_go()
-                if seconds <= 0:
-                    raise BuildError(f"{name} is not built yet: `make test-cluster` builds it")
-                build(seconds, only=name)
-        return server_programs(programs)
+        return server_programs(for_tests("mc", "minio", "flyte-check"))
     except (BuildError, FileNotFoundError) as error:
         pytest.skip(f"no servers: {error}")
 

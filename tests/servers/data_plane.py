@@ -46,23 +46,19 @@ class DataPlane:
         (found,) = [each for each in self.node.rendered.pods if each.owner.startswith(owner)]
         return found
 
-    def serve(self, owner: str, *, init: bool = True, **options: Any) -> Running:
-        """Start the server of a pod and wait until its probe succeeds."""
-        running = self.begin(owner, init=init, **options)
-        self.node.wait_ready(self.pod(owner), running)
-        return running
-
-    def begin(self, owner: str, *, init: bool = True, **options: Any) -> Running:
-        """As `serve`, without waiting."""
+    def serve(self, owner: str) -> Running:
+        """Start the server of a pod, after its init containers, and wait until its probe succeeds."""
         pod = self.pod(owner)
-        if init:
-            self.node.init(pod)
-        if owner == "StatefulSet/semr-postgresql":
-            options["command"] = ["bash", "-euo", "pipefail", "-c", POSTGRESQL_ENTRYPOINT]
-        if owner == "StatefulSet/semr-minio":
-            options["entrypoint"] = ["minio"]
-        self.servers[owner] = self.node.start(pod, **options)
-        return self.servers[owner]
+        self.node.init(pod)
+        postgresql = owner == "StatefulSet/semr-postgresql"
+        running = self.node.start(
+            pod,
+            entrypoint=["minio"] if owner == "StatefulSet/semr-minio" else (),
+            command=["bash", "-euo", "pipefail", "-c", POSTGRESQL_ENTRYPOINT] if postgresql else None,
+        )
+        self.servers[owner] = running
+        self.node.wait_ready(pod, running)
+        return running
 
     def set_up(self) -> None:
         """Serve PostgreSQL and MinIO and run the jobs that set them up, which begin first: they wait for their servers."""
@@ -81,7 +77,7 @@ class DataPlane:
         """A client of MinIO, which gives up soon."""
         return boto3.client(
             "s3",
-            endpoint_url=f"http://127.0.0.1:{self.node.port(9000)}",
+            endpoint_url=self.node.url(9000),
             aws_access_key_id=access_key,
             aws_secret_access_key=secret_key,
             region_name="us-east-1",

@@ -190,6 +190,10 @@ class Node:
             self._forwarded[port] = self._stack.enter_context(_forwarded(self, port))
         return self._forwarded[port]
 
+    def url(self, port: int) -> str:
+        """Where this process reaches an HTTP server of the node's."""
+        return f"http://127.0.0.1:{self.port(port)}"
+
     def enter(self) -> list[str]:
         """The beginning of a command that runs in the namespaces of the node."""
         return ["nsenter", f"--target={self._holder.pid}", "--user", "--net", "--mount", "--preserve-credentials", "--"]
@@ -219,7 +223,7 @@ class Node:
         question = probe["httpGet"]
         port = next(each["containerPort"] for each in container["ports"] if each["name"] == question["port"])
         try:
-            return httpx.get(f"http://127.0.0.1:{self.port(port)}{question['path']}", trust_env=False).is_success
+            return httpx.get(f"{self.url(port)}{question['path']}", trust_env=False).is_success
         except httpx.TransportError:
             return False
 

@@ -30,7 +30,7 @@ def plane(helm: Helm, start: Start) -> Iterator[DataPlane]:
 
 @pytest.fixture
 def url(plane: DataPlane) -> str:
-    return f"http://127.0.0.1:{plane.node.port(8500)}"
+    return plane.node.url(8500)
 
 
 def webhook(plane: DataPlane) -> tuple[str, str]:

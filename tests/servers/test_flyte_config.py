@@ -105,7 +105,7 @@ def test_pyflyte_can_upload_from_outside(opened: DataPlane) -> None:
     said = opened.node.start(flyte_pod(opened.node.rendered), command=["flyte-check", "store", CONFIG]).wait()
     (address,) = [urlsplit(line) for line in said.splitlines() if line.startswith("http")]
     assert address.netloc == "lab.example.org:30085"
-    here = f"http://127.0.0.1:{opened.node.port(9000)}{address.path}?{address.query}"
+    here = f"{opened.node.url(9000)}{address.path}?{address.query}"
     answer = httpx.put(here, content=b"code", headers={"Host": address.netloc}, trust_env=False)
     assert answer.status_code == 200, answer.text
     assert opened.s3_of("flyte").get_object(Bucket="semr-flyte", Key="check/one")["Body"].read() == b"code"

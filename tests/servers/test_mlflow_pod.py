@@ -39,8 +39,8 @@ def guarded(helm: Helm, start: Start) -> Iterator[DataPlane]:
 
 
 @pytest.fixture
-def client(served: DataPlane) -> Iterator[mlflow.MlflowClient]:
-    yield mlflow.MlflowClient(served.settings().mlflow_uri)
+def client(served: DataPlane) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(served.settings().mlflow_uri)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def url(plane: DataPlane) -> str:
-    return f"http://127.0.0.1:{plane.node.port(5000)}"
+    return plane.node.url(5000)
 
 
 def log_model(client: mlflow.MlflowClient, tmp_path: Path, experiment: str) -> tuple[str, bytes]:

@@ -80,7 +80,7 @@ def test_a_consumer_changes_no_buckets(plane: DataPlane, consumer: str) -> None:
 
 def test_nobody_reads_without_a_key(plane: DataPlane) -> None:
     plane.s3_of("root").put_object(Bucket="semr-datasets", Key="secret", Body=b"content")
-    answer = httpx.get(f"http://127.0.0.1:{plane.node.port(9000)}/semr-datasets/secret", trust_env=False)
+    answer = httpx.get(f"{plane.node.url(9000)}/semr-datasets/secret", trust_env=False)
     assert answer.status_code == 403
     plane.s3_of("root").delete_object(Bucket="semr-datasets", Key="secret")
 
@@ -143,13 +143,13 @@ def test_secrets_are_in_no_output_and_no_command_line(plane: DataPlane) -> None:
 def test_metrics_are_where_the_service_monitor_looks(plane: DataPlane) -> None:
     monitor = plane.node.rendered.get("ServiceMonitor", "semr-minio")
     (endpoint,) = monitor["spec"]["endpoints"]
-    answer = httpx.get(f"http://127.0.0.1:{plane.node.port(9000)}{endpoint['path']}", trust_env=False)
+    answer = httpx.get(f"{plane.node.url(9000)}{endpoint['path']}", trust_env=False)
     assert answer.status_code == 200
     assert "minio_cluster_health_status" in answer.text
 
 
 def test_the_console_is_there(plane: DataPlane) -> None:
-    answer = httpx.get(f"http://127.0.0.1:{plane.node.port(9001)}/", trust_env=False)
+    answer = httpx.get(f"{plane.node.url(9001)}/", trust_env=False)
     assert answer.status_code == 200
     assert "MinIO Console" in answer.text
 
