@@ -79,6 +79,7 @@ def test_malformed_lines_are_kept_aside_with_their_numbers(tmp_path: Path) -> No
         24: changed(lines[24], cellMeasReportList=[{"nrCellIdentity": "c1/B2"}]),
         25: changed(lines[25], cellMeasReportList=[{**cells[0], "nrCellIdentity": None}]),
         26: lines[26].rstrip() + lines[27],
+        27: changed(lines[27], cellMeasReportList=[{**cells[0], "throughput": 1e200}]),
     }
     for number, line in wrong.items():
         lines[number - 1] = line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Any
 
@@ -112,6 +113,18 @@ def test_equal_to_the_reference_whatever_comes(
     cells: list[list[dict[str, Any]]], plan: WindowPlan, training_ends: int
 ) -> None:
     check_equal({f"c{index}": reports for index, reports in enumerate(cells)}, plan, training_ends)
+
+
+def test_the_sum_of_a_part_is_exact() -> None:
+    """A value far below the precision of the largest decides how a tie is rounded: a pair of doubles does not keep it."""
+    values = np.array([[1.0], [2.0**-53], [1e-200]])
+    sums = [Sums.of(values[:2]), Sums.of(values[2:]), Sums.of(values)]
+    assert [math.fsum(each.total[0]) for each in sums] == [1.0, 1e-200, 1 + 2.0**-52]
+    assert scaling_of(sums[:2], ("throughput",)) == scaling_of(sums[2:], ("throughput",))
+    with_more = [Sums.of(values), Sums.of(np.array([[2.0]]))]
+    assert scaling_of(with_more, ("throughput",)).mean == (math.fsum([*values.flat, 2.0]) / 4,)
+    minus_one = Sums.of(-values[:1])
+    assert scaling_of([Sums.of(values), minus_one], ("throughput",)).mean == (math.fsum([2.0**-53, 1e-200]) / 4,)
 
 
 def test_equal_to_the_reference_on_made_up_reports() -> None:

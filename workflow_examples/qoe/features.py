@@ -90,13 +90,12 @@ class Series:
 class Sums:
     """Number of values, sum and sum of squares for each column, from which means of several cells come.
 
-    Sums are pairs of doubles whose second is the rounding error of the first: so they do not depend on how reports are spread
-    over tasks.
+    Each sum is exact, as the doubles that add up to it: so scaling does not depend on how reports are spread over tasks.
     """
 
     count: int
-    total: tuple[tuple[float, float], ...]
-    squares: tuple[tuple[float, float], ...]
+    total: tuple[tuple[float, ...], ...]
+    squares: tuple[tuple[float, ...], ...]
 
     @classmethod
     def of(cls, values: Values) -> Sums:
@@ -248,6 +247,11 @@ def read_metadata(metadata: Mapping[str, str]) -> tuple[WindowPlan, Scaling]:
     return plan, Scaling(tuple(told["mean"]), tuple(told["std"]))
 
 
-def _exact_sum(values: Values) -> tuple[float, float]:
-    total = math.fsum(values)
-    return total, math.fsum((*values.tolist(), -total)) if len(values) else 0.0
+def _exact_sum(values: Values) -> tuple[float, ...]:
+    """The sum rounded, then what rounding left out, rounded, and so on until nothing is left: usually after two or three."""
+    numbers = values.tolist()
+    parts = [math.fsum(numbers)]
+    while parts[-1] and math.isfinite(parts[-1]):
+        numbers.append(-parts[-1])
+        parts.append(math.fsum(numbers))
+    return tuple(parts)

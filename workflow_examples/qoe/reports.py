@@ -40,6 +40,8 @@ SCHEMA = pa.schema(
     ]
 )
 
+# No counter of 64 bits tells more. A measure beyond it is an error, and the squares of far larger ones have no sum.
+_LARGEST_MEASURE = 2.0**64
 # Text that is read and parsed at once.
 _BLOCK_BYTES = 8 * 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -210,7 +212,7 @@ def _checked(stamps: list[Any], reports: list[list[_Cell]]) -> tuple[pa.Table, n
         return pa.concat_tables([rows for rows, _ in halves]), np.concatenate([good for _, good in halves])
     numbers = np.stack([each.to_numpy(zero_copy_only=False) for each in (periods, *measures)])
     with np.errstate(invalid="ignore"):
-        is_cell_good = np.asarray(names.is_valid()) & (np.isfinite(numbers) & (numbers >= 0)).all(axis=0)
+        is_cell_good = np.asarray(names.is_valid()) & ((numbers >= 0) & (numbers <= _LARGEST_MEASURE)).all(axis=0)
         is_cell_good &= (numbers[0] >= 1) & (numbers[0] < 2**31)
     report_of = np.repeat(np.arange(len(reports)), [len(cells) for cells in reports])
     is_good = np.asarray(times.is_valid()).copy()
