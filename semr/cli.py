@@ -81,6 +81,7 @@ def up(
     """Start the embedded stack and wait until every service is healthy."""
     from semr.settings import STATE_FOLDER_NAME  # noqa: PLC0415
     from semr.stack.control import up as bring_up  # noqa: PLC0415
+    from semr.stack.disk import disk_shortage  # noqa: PLC0415
     from semr.stack.display import show_progress  # noqa: PLC0415
     from semr.stack.state import StackOptions  # noqa: PLC0415
 
@@ -89,9 +90,12 @@ def up(
         raise InvalidInputError(f"There is no policy file {policy}.")
     policy_path = str(policy.resolve()) if policy is not None else None
     options = StackOptions(mlflow_backend_uri, ray_object_store_mb, ray_cpus, policy_path, time_compression)
+    state_folder = folder or Path.cwd() / STATE_FOLDER_NAME
     with show_progress() as progress:
-        bring_up(folder or Path.cwd() / STATE_FOLDER_NAME, options, progress)
+        bring_up(state_folder, options, progress)
     typer.echo("The stack is up: `semr status` shows it, `semr env` prints its settings, `semr down` stops it.")
+    if shortage := disk_shortage(state_folder):
+        typer.echo(f"Warning: {shortage}. Free some of {state_folder}'s disk.", err=True)
 
 
 @app.command()

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from semr.settings import Settings
 from semr.stack.contract_file import read_contract
+from semr.stack.disk import disk_shortage
 from semr.stack.errors import ServiceFailedError, StackError, StackFolderError
 from semr.stack.log_files import tail
 from semr.stack.processes import SERVICE_VARIABLE, STACK_VARIABLE, end_stack, is_marked, stack_processes
@@ -41,6 +42,8 @@ _DOWN_TIMEOUT_S = 30.0
 # `down` of another process takes seconds; an `up` may take minutes, and waiting for it is what the caller wants.
 _LOCK_TIMEOUT_S = 300.0
 _POLL_S = 0.1
+# The service that takes no more data when the disk of the state folder is full.
+_ON_DISK = "object-store"
 _SUPERVISOR = "semr.stack.supervisor"
 _LOG_TAIL_LINES = 30
 
@@ -128,7 +131,7 @@ def status(folder: Path) -> StackStatus:
     if identity is None or recorded is None:
         return StackStatus(state=StackState.STOPPED)
     if _find_supervisor(state, identity) is not None:
-        return recorded
+        return _with_shortage(recorded, state)
     services = [
         replace(service, state=ServiceState.STOPPED, pid=None, healthy_since=None, detail="")
         for service in recorded.services
@@ -148,6 +151,16 @@ def settings(folder: Path) -> Settings:
         with suppress(FileNotFoundError):
             return read_contract(state)
     raise StackError(f"The stack in {state.root} is not up: start it with `semr up`.")
+
+
+def _with_shortage(recorded: StackStatus, state: StateFolder) -> StackStatus:
+    """The status with what the supervisor cannot publish: on a full disk its file stays as it was."""
+    shortage = disk_shortage(state.root)
+    if shortage is not None:
+        for service in recorded.services:
+            if service.name == _ON_DISK and service.state is ServiceState.HEALTHY:
+                service.state, service.detail = ServiceState.UNHEALTHY, str(shortage)
+    return recorded
 
 
 def _spawn_supervisor(state: StateFolder, identity: Identity) -> psutil.Process:
@@ -202,7 +215,7 @@ def _follow(state: StateFolder, supervisor: psutil.Process, progress: Progress |
         if current is not None:
             if progress is not None:
                 progress(current)
-            if current.healthy and current.state is StackState.RUNNING:
+            if current.state is StackState.RUNNING and _is_up(current, state):
                 return
             if current.failed_service is not None:
                 log = tail(state.log(current.failed_service), _LOG_TAIL_LINES)
@@ -217,6 +230,12 @@ def _follow(state: StateFolder, supervisor: psutil.Process, progress: Progress |
                 f"The stack is not healthy after {_UP_TIMEOUT_S:.0f} s: see `semr status` and `semr logs SERVICE`."
             )
         time.sleep(_POLL_S)
+
+
+def _is_up(current: StackStatus, state: StateFolder) -> bool:
+    """Whether every service is healthy, or would be with more room on the disk."""
+    ailing = {service.name for service in current.services if service.state is not ServiceState.HEALTHY}
+    return not ailing or (ailing == {_ON_DISK} and disk_shortage(state.root) is not None)
 
 
 def _is_running(process: psutil.Process) -> bool:

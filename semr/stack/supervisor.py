@@ -33,7 +33,7 @@ from semr.stack.log_files import limit_size
 from semr.stack.ports import PortOwner, allocate
 from semr.stack.processes import SERVICE_VARIABLE, end_processes, end_stack, listening_ports, service_processes
 from semr.stack.services import build_services, port_requests
-from semr.stack.services.base import CHECK_TIMEOUT_S, NotReadyError, Service
+from semr.stack.services.base import CHECK_TIMEOUT_S, NotReadyError, RestartNeededError, Service
 from semr.stack.state import StateFolder, read_identity, read_json, read_options, write_private
 from semr.stack.status import ServiceState, ServiceStatus, StackState, StackStatus, write_status
 
@@ -186,7 +186,8 @@ class Supervisor:
         return "asked to stop"
 
     async def _check_until(self, ended: asyncio.Task[str], child: _Child, client: httpx.AsyncClient) -> str:
-        """Keep the service's state up to date until its process ends; earlier only when it takes too long to start."""
+        """Keep the service's state up to date until its process ends; earlier when it takes too long to start, or must start
+        again."""
         give_up_at = time.monotonic() + _START_TIMEOUT_S
         tend_at = 0.0
         misses = 0
@@ -200,6 +201,8 @@ class Supervisor:
                 if time.monotonic() >= tend_at:
                     tend_at = time.monotonic() + _TEND_S
                     await child.service.tend(client)
+            except RestartNeededError as error:
+                return str(error)
             except _MISSES as error:
                 misses += 1
                 self._missed(child, misses, _describe_miss(error))
@@ -276,7 +279,7 @@ class Supervisor:
         if child.status.state is not state:
             _logger.info("%s: %s %s", child.service.name, state.value, detail)
         child.status.state, child.status.detail = state, detail
-        if self._status.state is StackState.STARTING and self._status.healthy:
+        if self._status.state is StackState.STARTING and all(child.was_healthy for child in self._children):
             self._status.state = StackState.RUNNING
         self._publish()
 

@@ -23,6 +23,7 @@ CHECK_STALL_TIMEOUT_SECONDS = 3.0
 _REFUSALS = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "INVALID_CLIENT_TOKEN_ID", "SIGNATURE_DOES_NOT_MATCH")
 _REFUSED_STATUS = "HTTP status 403"
 _SERVER_ERROR = "AWS Error"
+_INTERNAL_ERROR = "INTERNAL_FAILURE"
 
 
 def is_server_error(error: OSError) -> bool:
@@ -84,11 +85,21 @@ class Connection:
         except FileNotFoundError:
             raise
         except OSError as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            first = _first_of(error)
+            reason = " ".join(str(first).split()) or type(first).__name__
             if any(word in reason for word in _REFUSALS) or _REFUSED_STATUS in reason:
                 raise SettingsError(
                     f"The {SERVICE} at {self.endpoint} refuses the credentials or the access: check "
                     f"{Settings.variable('object_store_access_key')} and "
                     f"{Settings.variable('object_store_secret_key')}."
                 ) from error
+            if _INTERNAL_ERROR in reason:
+                reason += " (a store whose disk is full says so, too)"
             raise DependencyUnavailableError(SERVICE, self.endpoint, reason) from error
+
+
+def _first_of(error: OSError) -> OSError:
+    """A stream is closed after a write that failed, which fails in turn, in words that do not tell why."""
+    while isinstance(error.__context__, OSError):
+        error = error.__context__
+    return error

@@ -59,6 +59,7 @@ def object_store_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "-webdav=false",
         "-admin.ui=false",
         "-master.telemetry=false",
+        "-volume.max=100000",  # one for each bucket, and most tests make one; left to itself, as many as GiB are free
         *flags,
     ]
     environment = {

@@ -23,7 +23,7 @@ from semr.stack import supervisor as supervisor_module
 from semr.stack.context import StackContext
 from semr.stack.ports import PortRequest
 from semr.stack.processes import end_stack, stack_processes
-from semr.stack.services.base import Service, expect_ok
+from semr.stack.services.base import RestartNeededError, Service, expect_ok
 from semr.stack.state import Identity, StackOptions, StateFolder, load_or_create_identity
 from semr.stack.status import ServiceState, StackState, StackStatus, read_status
 from semr.stack.supervisor import Supervisor
@@ -75,6 +75,21 @@ class SlowService(WebService):
 
     def command(self) -> list[str]:
         return [sys.executable, "-c", "import time; time.sleep(60)"]
+
+
+class AgedService(WebService):
+    """Answers, but says that it must start again, twice."""
+
+    starts = 0
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.starts += 1
+
+    async def check(self, client: httpx.AsyncClient) -> None:
+        await super().check(client)
+        if self.starts < 3 and (self.context.folder.root / "aged").exists():
+            raise RestartNeededError("the web server has aged")
 
 
 @pytest.fixture
@@ -212,6 +227,23 @@ def test_service_that_hangs_is_shown_as_unhealthy(context: StackContext, monkeyp
         _wait(context, lambda status: status.healthy)
 
     assert _run_with(context, [WebService], observe) == (True, [])
+
+
+def test_service_that_needs_a_new_start_gets_it(context: StackContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "_CHECK_HEALTHY_S", 0.1)
+    pids: list[int | None] = []
+
+    def observe() -> None:
+        pids.append(_wait(context, lambda status: status.healthy).services[0].pid)
+        (context.folder.root / "aged").touch()
+        status = _wait(context, lambda status: status.services[0].state is ServiceState.BACKING_OFF)
+        assert status.services[0].detail.startswith("the web server has aged; next start in 1 s")
+        status = _wait(context, lambda status: status.healthy and status.services[0].restarts == 2)
+        pids.append(status.services[0].pid)
+
+    assert _run_with(context, [AgedService], observe) == (True, [])
+    assert pids[0] != pids[1]
+    assert _living(context) == []
 
 
 def test_removed_folder_stops_the_supervisor(context: StackContext) -> None:

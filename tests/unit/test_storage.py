@@ -389,6 +389,16 @@ def test_refused_credentials_are_a_setting_to_check(object_store_settings: Setti
             call()
 
 
+def test_the_first_failure_is_told_not_that_of_closing(store: ObjectStore) -> None:
+    """pyarrow closes a stream after a write that failed; what closing raises does not tell why the write failed."""
+    told = pytest.raises(DependencyUnavailableError, match=r"INTERNAL_FAILURE.* whose disk is full")
+    with told, store.connection.named_errors():
+        try:
+            raise OSError("AWS Error INTERNAL_FAILURE during CreateMultipartUpload operation")
+        finally:
+            raise OSError("Operation on closed stream")
+
+
 def test_settings_without_a_store_tell_what_is_missing() -> None:
     with pytest.raises(SettingsError, match="SEMR_OBJECT_STORE_ENDPOINT"):
         ObjectStore.from_settings(Settings(object_store_endpoint=None))

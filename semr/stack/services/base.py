@@ -18,6 +18,10 @@ class NotReadyError(Exception):
     """A health check did not pass; the message says in a phrase what is awaited."""
 
 
+class RestartNeededError(Exception):
+    """The server runs, but only a new start mends it; the message says in a phrase why."""
+
+
 class Service(ABC):
     """One server: how to start it, and how to tell that it is healthy."""
 
@@ -69,6 +73,7 @@ class Service(ABC):
 
         Raises:
             NotReadyError: it is not healthy yet.
+            RestartNeededError: it will not become healthy by itself.
             httpx.HTTPError: it does not answer.
         """
 

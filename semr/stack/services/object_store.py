@@ -11,13 +11,19 @@ from typing import ClassVar
 import httpx
 
 from semr.stack.context import find_program
+from semr.stack.disk import disk_shortage
 from semr.stack.errors import ProgramMissingError, StackError
 from semr.stack.ports import LOOPBACK, PortRequest
-from semr.stack.services.base import NotReadyError, Service, expect_ok
+from semr.stack.services.base import NotReadyError, RestartNeededError, Service, expect_ok
 from semr.stack.state import StateFolder, write_private
 
 # SeaweedFS keeps its grpc sockets there whatever the temporary folder is.
 _SOCKET_FOLDER = Path("/tmp")  # noqa: S108
+# Each bucket begins a volume of its own, of up to 1 GiB. Left to itself, SeaweedFS counts how many whole ones the free disk
+# holds, and calls it full when so many are begun, empty or not. Of what is really free it takes care besides.
+_MOST_VOLUMES = 100_000
+# Where less is free, some write has failed, or might have between two looks at the disk.
+_EXHAUSTED_BYTES = 20 * 10**6
 
 
 class ObjectStoreService(Service):
@@ -48,11 +54,13 @@ class ObjectStoreService(Service):
         return f"{LOOPBACK}:{self.port('object-store-metrics')}"
 
     async def check(self, client: httpx.AsyncClient) -> None:
-        """It answers, and the buckets are there."""
+        """It answers, the buckets are there, and the disk has room; a start is not held up for want of room."""
         await expect_ok(client, self.url + self.health_path, "waiting for the S3 gateway")
         if not self._buckets_made:
             await asyncio.to_thread(self._make_buckets)
             self._buckets_made = True
+        elif shortage := disk_shortage(self._data):
+            raise NotReadyError(str(shortage))
 
     def _make_buckets(self) -> None:
         # Importing boto3 takes half a second: here it costs a thread, not the start of all services.
@@ -120,6 +128,7 @@ class SeaweedService(ObjectStoreService):
             f"-s3.localSocket={self.context.runtime / 's3.sock'}",
             f"-filer.localSocket={self.context.runtime / 'filer.sock'}",
             f"-admin.port.grpc={self.port('object-store-admin') + 10000}",
+            f"-volume.max={_MOST_VOLUMES}",
             *(f"-{flag}={self.port(request)}" for flag, request in ports.items()),
         ]
 
@@ -127,9 +136,19 @@ class SeaweedService(ObjectStoreService):
     def _credentials_file(self) -> Path:
         return self.context.runtime / "s3.json"
 
+    async def check(self, client: httpx.AsyncClient) -> None:
+        """Once a write to its index of names has failed, SeaweedFS refuses new names until it is started again."""
+        shortage = disk_shortage(self._data)
+        if shortage is not None:
+            self._was_exhausted |= shortage.free < _EXHAUSTED_BYTES
+        elif self._was_exhausted:
+            raise RestartNeededError("the disk was full and has room again")
+        await super().check(client)
+
     def prepare(self) -> None:
         """Also write the credentials: given in the environment, the access key would be in the log."""
         super().prepare()
+        self._was_exhausted = False
         settings = self.context.settings
         key = {
             "accessKey": settings.need("object_store_access_key"),
