@@ -25,7 +25,7 @@ PROFILES: dict[str, tuple[str, list[Path]]] = {
 CASES = [("SEMR", None), *((chart, path.stem) for chart, (_, paths) in PROFILES.items() for path in paths)]
 NAMESPACE = "ml"
 KUBE_VERSION = "1.34"
-WORKLOADS = ("Deployment", "StatefulSet", "Job", "Pod", "PodTemplate", "RayCluster", "RayService")
+WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "Pod", "PodTemplate", "RayCluster", "RayService")
 
 # The one in C is ten times as fast, where there is one.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -161,7 +161,7 @@ def _pods(each: Object) -> Iterator[Pod]:
         yield _pod(name, each)
     elif each["kind"] == "PodTemplate":
         yield _pod(name, each["template"])
-    elif each["kind"] in ("Deployment", "StatefulSet", "Job"):
+    elif each["kind"] in ("Deployment", "StatefulSet", "DaemonSet", "Job"):
         yield _pod(name, each["spec"]["template"])
     elif each["kind"] in ("RayCluster", "RayService"):
         cluster = each["spec"]["rayClusterConfig"] if each["kind"] == "RayService" else each["spec"]

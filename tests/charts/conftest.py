@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from chart_tools import Helm, copy_charts, find_helm
+from cluster_stand_in import StandIn
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,11 @@ def helm(charts: Path) -> Helm:
     if not program:
         pytest.skip(f"no helm, so no chart is tested: {reason}")
     return Helm(program, charts)
+
+
+@pytest.fixture
+def cluster() -> Iterator[StandIn]:
+    """A cluster with nothing in it."""
+    made = StandIn()
+    yield made
+    made.server.shutdown()

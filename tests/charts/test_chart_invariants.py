@@ -11,7 +11,7 @@ LABELS = ("app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernete
 # Secrets that a profile declares as existing.
 DECLARED = {
     "external-services-values": {"semr-credentials", "semr-database", "semr-s3", "semr-ray-token", "semr-redis"},
-    "ha-values": {"semr-credentials", "semr-database", "semr-s3", "semr-ray-token"},
+    "ha-values": {"semr-credentials", "semr-database", "semr-database-ca", "semr-s3", "semr-ray-token"},
     "everything-on-values": {"mlflow-auth", "semr-contract"},
 }
 

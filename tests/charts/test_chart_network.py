@@ -16,6 +16,7 @@ def labels(component: str) -> dict[str, str]:
         "prometheus": {"app.kubernetes.io/name": "prometheus"},
         "alertmanager": {"app.kubernetes.io/name": "alertmanager"},
         "operator": {"app.kubernetes.io/component": "kuberay-operator"},
+        "grafana": {"app.kubernetes.io/instance": "semr", "app.kubernetes.io/name": "grafana"},
         "stranger": {"app": "stranger"},
     }
     return other.get(component) or {**SEMR, "app.kubernetes.io/component": component}
@@ -66,7 +67,9 @@ def _selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
         ("evolution", "prometheus", 9090), ("tasks", "prometheus", 9090),
         ("prometheus", "mlflow", 5000), ("prometheus", "minio", 9000), ("prometheus", "evolution", 8500),
         ("prometheus", "ray-jobs", 8080), ("prometheus", "ray-serving", 8080),
-        ("test", "mlflow", 5000), ("test", "evolution", 8500),
+        ("test", "mlflow", 5000), ("test", "evolution", 8500), ("test", "postgresql", 5432), ("test", "ray-jobs", 8265),
+        ("test", "ray-serving", 8000), ("test", "flyte", 8088), ("test", "grafana", 3000), ("test", "alertmanager", 9093),
+        ("tasks", "tasks", 6379), ("operator", "tasks", 8265),
     ],
 )  # fmt: skip
 def test_open(helm: Helm, source: str, to: str, port: int) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from chart_tools import Helm
+from cluster_stand_in import StandIn
 
 # chart, profile, what is set, words of the refusal
 WRONG_VALUES = [
@@ -123,6 +125,24 @@ WRONG_VALUES = [
         ["postgresql.auth.existingSecret=p"],
         "flyte-binary.deployment.extraVolumes names the generated Secret",
     ),
+    (
+        "SEMR",
+        "ha-values",
+        ["postgresql.external.port=6432"],
+        "flyte-binary.configuration.database.port is 5432: set it to 6432",
+    ),
+    (
+        "SEMR",
+        "ha-values",
+        ["postgresql.external.caSecret="],
+        "sslMode is verify-full, but nobody knows the authority to verify by: set postgresql.external.caSecret",
+    ),
+    (
+        "SEMR",
+        "ha-values",
+        ["postgresql.external.caSecret=other"],
+        'add the Secret "other" to flyte-binary.deployment.extraVolumes',
+    ),
     ("SEMR", None, ["minio.auth.existingSecret=m"], "flyte-binary.deployment.extraEnvVars names the generated Secret"),
     ("SEMR", None, ["flyte.taskPodTemplate.enabled=false"], "set flyte.taskPodTemplate.enabled=true"),
     (
@@ -206,9 +226,33 @@ def test_long_release_names_are_refused(helm: Helm) -> None:
     assert "choose one of at most 30" in done.stderr
 
 
-def test_every_guard_is_tried(helm: Helm) -> None:
-    """Each `fail` of the validation templates speaks up in a row of the table."""
-    said = [helm.refusal(chart, profile, *sets) for chart, profile, sets, _ in WRONG_VALUES]
+def second_operator(helm: Helm, cluster: StandIn, folder: Path) -> str:
+    """What helm says in a cluster where another release has brought the KubeRay operator."""
+    role = {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": "kuberay-operator"},
+    }
+    cluster.add(role, release="other")
+    done = helm.template("SEMR", *cluster.arguments(folder))
+    assert done.returncode != 0
+    return " ".join(done.stderr.split())
+
+
+def test_a_second_kuberay_operator_is_refused(helm: Helm, cluster: StandIn, tmp_path: Path) -> None:
+    assert helm.template("SEMR", *cluster.arguments(tmp_path)).returncode == 0
+    said = second_operator(helm, cluster, tmp_path)
+    assert 'of release "other" in namespace "ml"' in said and "set kuberay-operator.enabled=false" in said
+    off = helm.template("SEMR", *cluster.arguments(tmp_path), "--set", "kuberay-operator.enabled=false")
+    assert off.returncode == 0, off.stderr
+    theirs = helm.template("SEMR", *cluster.arguments(tmp_path), release="other")
+    assert theirs.returncode == 0, theirs.stderr
+
+
+def test_every_guard_is_tried(helm: Helm, cluster: StandIn, tmp_path: Path) -> None:
+    """Each `fail` of the validation templates speaks up in a row of the table, or in a test above."""
+    said = [second_operator(helm, cluster, tmp_path)]
+    said += [helm.refusal(chart, profile, *sets) for chart, profile, sets, _ in WRONG_VALUES]
     said += [" ".join(helm.template(chart, release="r" * 51).stderr.split()) for chart in ("SEMR", "SEMR_inference")]
     for chart in ("SEMR", "SEMR_inference"):
         for line in (helm.charts / chart / "templates" / "validation.yaml").read_text().splitlines():

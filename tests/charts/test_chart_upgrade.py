@@ -1,132 +1,24 @@
-"""Upgrades: two renders are equal, given what the cluster has; credentials and deployed models stay.
-
-The cluster is a stand-in here: an HTTP server that answers helm's `lookup` from a table. tests/cluster has a real one.
-"""
+"""Upgrades: two renders are equal, given what the cluster has; credentials and deployed models stay."""
 
 from __future__ import annotations
 
 import base64
 import copy
-import json
-import threading
-from collections.abc import Iterator
-from functools import lru_cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from chart_tools import Helm, Object, Rendered, own, parse, values_of
-
-_KINDS = {
-    "v1": ("ConfigMap", "PersistentVolumeClaim", "Pod", "PodTemplate", "Secret", "Service", "ServiceAccount"),
-    "apps/v1": ("Deployment", "StatefulSet"),
-    "batch/v1": ("Job",),
-    "policy/v1": ("PodDisruptionBudget",),
-    "rbac.authorization.k8s.io/v1": ("Role", "RoleBinding"),
-    "networking.k8s.io/v1": ("Ingress", "NetworkPolicy"),
-    "gateway.networking.k8s.io/v1": ("GRPCRoute", "HTTPRoute"),
-    "monitoring.coreos.com/v1": ("PodMonitor", "PrometheusRule", "ServiceMonitor"),
-    "monitoring.coreos.com/v1alpha1": ("AlertmanagerConfig",),
-    "ray.io/v1": ("RayCluster", "RayService"),
-}
+from chart_tools import Helm, Rendered, own, parse, values_of
+from cluster_stand_in import StandIn
 
 
-class Cluster:
-    """What a Kubernetes API answers about a few kinds of objects."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, Object] = {}
-        cluster = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                status, body = cluster.answer(self.path.split("?")[0])
-                data = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def add(self, each: Object) -> None:
-        group = each["apiVersion"].rpartition("/")[0]
-        place = f"/apis/{each['apiVersion']}" if group else f"/api/{each['apiVersion']}"
-        name = f"{place}/namespaces/ml/{each['kind'].lower()}s/{each['metadata']['name']}"
-        stored = copy.deepcopy(each)
-        # Helm marks what is its own.
-        owner = {"meta.helm.sh/release-name": "semr", "meta.helm.sh/release-namespace": "ml"}
-        stored["metadata"].setdefault("annotations", {}).update(owner)
-        self.objects[name] = stored
-
-    def answer(self, path: str) -> tuple[int, Object]:
-        found = self.objects.get(path) or _discovery().get(path)
-        missing = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
-        return (200, found) if found is not None else (404, missing)
-
-    def kubeconfig(self, folder: Path) -> Path:
-        path = folder / "kubeconfig"
-        content = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{self.server.server_port}"}}],
-            "users": [{"name": "u", "user": {}}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "current-context": "x",
-        }
-        path.write_text(yaml.safe_dump(content))
-        return path
-
-
-@lru_cache(maxsize=1)
-def _discovery() -> dict[str, Object]:
-    """What clients ask for first, by path: which kinds there are."""
-    answers: dict[str, Object] = {
-        "/version": {"major": "1", "minor": "34", "gitVersion": "v1.34.0"},
-        "/api": {"kind": "APIVersions", "versions": ["v1"]},
-    }
-    groups: dict[str, Object] = {}
-    for api_version, kinds in _KINDS.items():
-        group, _, version = api_version.rpartition("/")
-        plurals = {kind: kind.lower().removesuffix("y") + ("ies" if kind.endswith("y") else "s") for kind in kinds}
-        plurals["Ingress"] = "ingresses"
-        resources = [
-            {"name": plurals[kind], "singularName": "", "namespaced": True, "kind": kind, "verbs": ["get", "list"]}
-            for kind in kinds
-        ]
-        body = {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": api_version, "resources": resources}
-        answers[f"/apis/{api_version}" if group else f"/api/{api_version}"] = body
-        if group:
-            both = {"groupVersion": api_version, "version": version}
-            known = groups.setdefault(group, {"name": group, "versions": [], "preferredVersion": both})
-            known["versions"].append(both)
-    answers["/apis"] = {"kind": "APIGroupList", "apiVersion": "v1", "groups": list(groups.values())}
-    return answers
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    made = Cluster()
-    yield made
-    made.server.shutdown()
-
-
-def render(helm: Helm, cluster: Cluster, folder: Path, *arguments: str | Path) -> Rendered:
-    where = ["--kubeconfig", cluster.kubeconfig(folder), "--dry-run=server", "--disable-openapi-validation"]
-    done = helm.template("SEMR", *where, *arguments)
+def render(helm: Helm, cluster: StandIn, folder: Path, *arguments: str | Path) -> Rendered:
+    done = helm.template("SEMR", *cluster.arguments(folder), *arguments)
     assert done.returncode == 0, done.stderr
     return own(parse(done.stdout))
 
 
 @pytest.mark.parametrize("profile", ["values_example", "everything-on-values"])
-def test_second_render_equals_the_first(helm: Helm, cluster: Cluster, tmp_path: Path, profile: str) -> None:
+def test_second_render_equals_the_first(helm: Helm, cluster: StandIn, tmp_path: Path, profile: str) -> None:
     values = ["--values", values_of("SEMR", profile)]
     first = render(helm, cluster, tmp_path, *values)
     # It is able to fail: without a cluster that remembers, credentials are made anew.
@@ -181,7 +73,7 @@ def test_no_manifest_says_which_models_are_served(helm: Helm) -> None:
             assert "serveConfigV2" not in service["spec"]
 
 
-def test_workers_that_the_autoscaler_started_stay(helm: Helm, cluster: Cluster, tmp_path: Path) -> None:
+def test_workers_that_the_autoscaler_started_stay(helm: Helm, cluster: StandIn, tmp_path: Path) -> None:
     ray = copy.deepcopy(render(helm, cluster, tmp_path).get("RayCluster", "semr-ray"))
     ray["spec"]["workerGroupSpecs"][0] |= {"replicas": 2, "scaleStrategy": {"workersToDelete": ["w"]}}
     cluster.add(ray)
@@ -206,7 +98,7 @@ def test_generated_credentials_are_long_and_all_different(helm: Helm) -> None:
     assert len(values) == len(set(values)) >= 14
 
 
-def test_a_key_that_is_new_is_added_to_a_kept_secret(helm: Helm, cluster: Cluster, tmp_path: Path) -> None:
+def test_a_key_that_is_new_is_added_to_a_kept_secret(helm: Helm, cluster: StandIn, tmp_path: Path) -> None:
     secret = copy.deepcopy(render(helm, cluster, tmp_path).get("Secret", "semr-postgresql"))
     del secret["data"]["flyte-password"]
     cluster.add(secret)

@@ -35,6 +35,7 @@ PREPARED_SECRETS = {
         "SEMR_EVOLUTION_TOKEN",
     ),
     "semr-database": ("mlflow-password", "flyte-password"),
+    "semr-database-ca": ("ca.crt",),
     "semr-s3": ("mlflow-access-key", "mlflow-secret-key", "flyte-access-key", "flyte-secret-key"),
     "semr-ray-token": ("auth_token",),
     "grafana-admin": ("admin-user", "admin-password"),

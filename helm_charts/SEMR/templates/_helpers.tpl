@@ -174,6 +174,23 @@ spec:
 {{- define "semr.postgresql.port" -}}{{ .Values.postgresql.enabled | ternary 5432 (.Values.postgresql.external.port | int) }}{{- end -}}
 {{/* Inside the cluster's network the server of this chart speaks no TLS; the network policies say who may talk to it. */}}
 {{- define "semr.postgresql.sslMode" -}}{{ .Values.postgresql.enabled | ternary "disable" .Values.postgresql.external.sslMode }}{{- end -}}
+{{/* Where libpq finds the authority of the server's certificate; empty where it is not looked at. */}}
+{{- define "semr.postgresql.rootCertificate" -}}
+{{- if and (not .Values.postgresql.enabled) .Values.postgresql.external.caSecret -}}/etc/semr/database-ca/ca.crt{{- end -}}
+{{- end -}}
+{{- define "semr.postgresql.caMount" -}}
+{{- if include "semr.postgresql.rootCertificate" . -}}
+- {name: database-ca, mountPath: /etc/semr/database-ca, readOnly: true}
+{{- end -}}
+{{- end -}}
+{{- define "semr.postgresql.caVolume" -}}
+{{- if include "semr.postgresql.rootCertificate" . -}}
+- name: database-ca
+  secret:
+    secretName: {{ .Values.postgresql.external.caSecret }}
+    items: [{key: ca.crt, path: ca.crt}]
+{{- end -}}
+{{- end -}}
 {{- define "semr.postgresql.secret" -}}{{ .Values.postgresql.auth.existingSecret | default (include "semr.postgresql.fullname" .) }}{{- end -}}
 
 {{- define "semr.objectStore.endpoint" -}}

@@ -21,7 +21,7 @@ database:
     port: {{ include "semr.postgresql.port" . }}
     username: {{ .Values.postgresql.databases.flyte }}
     dbname: {{ .Values.postgresql.databases.flyte }}
-    options: sslmode={{ include "semr.postgresql.sslMode" . }}
+    options: sslmode={{ include "semr.postgresql.sslMode" . }}{{ with include "semr.postgresql.rootCertificate" . }} sslrootcert={{ . }}{{ end }}
     passwordPath: /etc/semr/database/password
 storage:
   type: stow

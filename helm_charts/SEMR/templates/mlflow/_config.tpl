@@ -17,6 +17,9 @@
 {{- $database := printf "postgresql+psycopg2://%s@%s:%s/%s?sslmode=%s" .Values.postgresql.databases.mlflow (include "semr.postgresql.host" .) (include "semr.postgresql.port" .) .Values.postgresql.databases.mlflow (include "semr.postgresql.sslMode" .) -}}
 # libpq takes the password from PGPASSWORD: it is in no URI and no command line.
 MLFLOW_BACKEND_STORE_URI: {{ $database | quote }}
+{{- with include "semr.postgresql.rootCertificate" . }}
+PGSSLROOTCERT: {{ . }}
+{{- end }}
 MLFLOW_ARTIFACTS_DESTINATION: {{ printf "s3://%s" .Values.contract.artifactsBucket | quote }}
 MLFLOW_SERVE_ARTIFACTS: "true"
 MLFLOW_S3_ENDPOINT_URL: {{ include "semr.objectStore.endpoint" . | quote }}

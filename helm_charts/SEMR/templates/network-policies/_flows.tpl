@@ -1,5 +1,6 @@
 {{/*
-Who talks to whom: one line a flow, "from to port,port". An asterisk is every port. Policies for both ends are made of these.
+Who talks to whom: one line a flow, "from to port,port". An asterisk is every port. Tasks talk to each other, and KubeRay's operator
+to them, where they are those of Flyte's Ray plug-in: heads and workers of a cluster that lives as long as its task. Policies for both ends are made of these.
 Names are those of "semr.network.peers". A flow whose end is not installed is left out.
 */}}
 {{- define "semr.network.flows" -}}
@@ -23,6 +24,7 @@ ray-serving ray-serving *
 evolution ray-jobs 8265,8000
 evolution ray-serving 8265,8000
 tasks ray-jobs 8265,8000
+tasks tasks *
 tasks ray-serving 8265,8000
 ray-jobs ray-serving 8265,8000
 ray-operator ray-jobs 8265,52365,8000
@@ -30,6 +32,7 @@ ray-operator ray-serving 8265,52365,8000
 ray-jobs redis 6379
 ray-serving redis 6379
 ray-operator redis 6379
+ray-operator tasks 8265,52365
 tasks evolution 8500
 alertmanager evolution 8500
 tasks flyte 8089
@@ -48,7 +51,11 @@ test minio 9000
 test mlflow 5000
 test evolution 8500
 test ray-jobs 8265
-test ray-serving 8265,8000
+test ray-serving 8000
+test flyte 8088
+test prometheus 9090
+test alertmanager 9093
+test grafana 3000
 {{- end -}}
 
 {{/* Labels of the pods of each peer, as YAML. Only for those of "own" a policy is made: the others are other charts' pods. */}}
@@ -94,6 +101,7 @@ other:
   inference: {app.kubernetes.io/name: semr-inference}
   prometheus: {app.kubernetes.io/name: prometheus}
   alertmanager: {app.kubernetes.io/name: alertmanager}
+  grafana: {app.kubernetes.io/instance: {{ $release }}, app.kubernetes.io/name: grafana}
 {{- end -}}
 
 {{/* Ports of existing services outside, which policies can only open by port: a list, as JSON. */}}
