@@ -53,7 +53,8 @@ class Dashboard:
         panel["options"] = {
             "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
             "colorMode": "value",
-            "graphMode": "area",
+            # One answer has no curve.
+            "graphMode": "none",
             "textMode": "auto",
         }
         for target in panel["targets"]:
@@ -71,14 +72,15 @@ class Dashboard:
             "stacking": {"mode": "normal" if stacked else "none"},
         }
         panel["options"] = {
-            "legend": {"displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull", "max"]},
+            "legend": {"displayMode": "table", "placement": "bottom", "showLegend": True, "calcs": ["lastNotNull", "max"]},
             "tooltip": {"mode": "multi", "sort": "desc"},
         }
 
     def state(self, title: str, description: str, queries: dict[str, str], **options: Any) -> None:  # noqa: ANN401
         """States over time, as coloured bars."""
         panel = self._panel("state-timeline", title, description, queries, "short", **options)
-        panel["options"] = {"mergeValues": True, "showValue": "never", "legend": {"displayMode": "list"}}
+        legend = {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []}
+        panel["options"] = {"mergeValues": True, "showValue": "never", "legend": legend}
 
     def text(self) -> str:
         """The file."""
@@ -123,6 +125,10 @@ class Dashboard:
                     "asDropdown": True,
                     "includeVars": True,
                     "keepTime": True,
+                    "icon": "external link",
+                    "targetBlank": False,
+                    "tooltip": "",
+                    "url": "",
                 }
             ],
             "panels": self.panels,
@@ -189,11 +195,10 @@ def annotation(name: str, query: str, title: str, text: str, colour: str) -> dic
         "name": name,
         "datasource": _DATASOURCE,
         "enable": True,
-        "expr": query,
+        "target": {"refId": "Anno", "expr": query, "interval": "15s"},
         "titleFormat": title,
         "textFormat": text,
         "iconColor": colour,
-        "step": "15s",
     }
 
 

@@ -14,24 +14,26 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import semr
 from semr.deployment.target import DeploymentError
 from semr.errors import DependencyUnavailableError, InvalidInputError
+from semr.package_data import package_data
 from semr.registry import ModelVersionRef
 from semr.settings import Settings, get_settings
 
-# In a checkout it is the chart itself; a wheel carries a copy.
-_PACKAGE = Path(semr.__file__).parent
-CHART = next(
-    folder
-    for folder in (_PACKAGE.parent / "helm_charts" / "SEMR_inference", _PACKAGE / "charts" / "SEMR_inference")
-    if folder.is_dir()
-)
 _NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _PORT = 8080
 _HISTORY = 10
 # Helm's own work before and after the wait.
 _SLACK_SECONDS = 60.0
+
+
+def inference_chart() -> Path:
+    """The chart SEMR_inference that comes with this version of SEMR.
+
+    Raises:
+        MissingFileError: it is not installed.
+    """
+    return package_data("charts/SEMR_inference", "helm_charts/SEMR_inference")
 
 
 @dataclass
@@ -47,7 +49,7 @@ class HelmTarget:
     """
 
     settings: Settings = field(default_factory=get_settings)
-    chart: str = str(CHART)
+    chart: str = field(default_factory=lambda: str(inference_chart()))
     namespace: str = ""
     program: str = "helm"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ PROFILES: dict[str, tuple[str, list[Path]]] = {
 }
 #: (chart, profile), the profile None being the defaults.
 CASES = [("SEMR", None), *((chart, path.stem) for chart, (_, paths) in PROFILES.items() for path in paths)]
+#: Names a folder with the charts of others, for tests of which stand-ins are not enough.
+DEPENDENCIES_VARIABLE = "SEMR_TEST_CHART_DEPENDENCIES"
 NAMESPACE = "ml"
 KUBE_VERSION = "1.34"
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "Pod", "PodTemplate", "RayCluster", "RayService")
@@ -141,6 +144,25 @@ def copy_charts(to: Path, source: Path = CHARTS) -> Path:
                 "  namespace: {{ .Release.Namespace }}\n"
                 '  labels: {stand-in: "true"}\ndata:\n  values: {{ tpl (toJson .Values) . | quote }}\n'
             )
+    return to
+
+
+def copy_with_dependencies(to: Path) -> Path:
+    """The chart SEMR with the real charts that it depends on.
+
+    Raises:
+        FileNotFoundError: they are neither where `helper_scripts/chart-deps.sh` puts them, nor in the folder that
+            `DEPENDENCIES_VARIABLE` names.
+    """
+    folder = Path(os.environ.get(DEPENDENCIES_VARIABLE) or CHARTS / "SEMR" / "charts")
+    wanted = [each["name"] for each in yaml.safe_load((CHARTS / "SEMR" / "Chart.yaml").read_text())["dependencies"]]
+    missing = [name for name in wanted if not [*folder.glob(f"{name}-*.tgz"), *folder.glob(f"{name}/Chart.yaml")]]
+    if missing:
+        raise FileNotFoundError(
+            f"not in {folder}, where helper_scripts/chart-deps.sh would put them: {', '.join(missing)}"
+        )
+    shutil.copytree(CHARTS / "SEMR", to / "SEMR", ignore=shutil.ignore_patterns("charts"))
+    shutil.copytree(folder, to / "SEMR" / "charts")
     return to
 
 

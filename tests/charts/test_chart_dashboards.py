@@ -39,7 +39,7 @@ def queries(path: Path) -> list[tuple[str, str]]:
     """(where, query) of every panel, annotation and variable, with Grafana's variables filled in."""
     content = json.loads(path.read_text())
     found = [(panel["title"], target["expr"]) for panel in panels(path) for target in panel["targets"]]
-    found += [(each["name"], each["expr"]) for each in content["annotations"]["list"]]
+    found += [(each["name"], each["target"]["expr"]) for each in content["annotations"]["list"]]
     return [(where, fill_in(query)) for where, query in found]
 
 

@@ -6,18 +6,14 @@ SEMR_TEST_CHART_DEPENDENCIES names another folder that has them. All other tests
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-import yaml
-from chart_tools import CASES, CHARTS, KUBE_VERSION, Helm, Object, Rendered, dig, own, values_of
+from chart_tools import CASES, KUBE_VERSION, Helm, Object, Rendered, copy_with_dependencies, dig, own, values_of
 from cluster_stand_in import StandIn
 
-FOLDER_VARIABLE = "SEMR_TEST_CHART_DEPENDENCIES"
 PROFILES = [profile for chart, profile in CASES if chart == "SEMR"]
 #: Needs the host's network, processes and files: the chart's README says so.
 UNRESTRICTED = {"DaemonSet/semr-prometheus-node-exporter"}
@@ -28,15 +24,10 @@ KUBERAY_ALONE = re.compile(r"kuberay-operator|ray(job|service|cronjob)-(editor|v
 @pytest.fixture(scope="module")
 def helm(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Helm:
     """Helm over a copy of the chart with its real dependencies."""
-    folder = Path(os.environ.get(FOLDER_VARIABLE) or CHARTS / "SEMR" / "charts")
-    wanted = [each["name"] for each in yaml.safe_load((CHARTS / "SEMR" / "Chart.yaml").read_text())["dependencies"]]
-    missing = [name for name in wanted if not [*folder.glob(f"{name}-*.tgz"), *folder.glob(f"{name}/Chart.yaml")]]
-    if missing:
-        pytest.skip(f"not in {folder}, where helper_scripts/chart-deps.sh would put them: {', '.join(missing)}")
-    charts = tmp_path_factory.mktemp("real") / "helm_charts"
-    shutil.copytree(CHARTS / "SEMR", charts / "SEMR", ignore=shutil.ignore_patterns("charts"))
-    shutil.copytree(folder, charts / "SEMR" / "charts")
-    return Helm(helm.program, charts)
+    try:
+        return Helm(helm.program, copy_with_dependencies(tmp_path_factory.mktemp("real") / "helm_charts"))
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 # Tools of the other levels.
-for _level in ("charts", "unit", "embedded"):
+for _level in ("charts", "unit", "embedded", "servers"):
     sys.path.append(str(Path(__file__).parents[1] / _level))
 
 from bed import Bed, running_bed, start_kuberay  # noqa: E402

@@ -170,7 +170,7 @@ def test_flyte_task_runs_a_task_of_the_workflow(
 
 
 def test_flyte_task_has_helm_and_the_chart_of_models(image: GetImage) -> None:
-    code = "from semr.deployment.helm import CHART; print(CHART)"
+    code = "from semr.deployment.helm import inference_chart; print(inference_chart())"
     chart = run_once(image("flyte_task"), "python", "-c", code)
     rendered = run_once(
         image("flyte_task"), "helm", "template", "m", chart, "--set=model.name=m,model.version=1,mlflow.url=http://m"

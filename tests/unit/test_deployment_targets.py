@@ -15,7 +15,7 @@ import yaml
 
 from semr.deployment import ray_service, standby
 from semr.deployment.choice import deployment_target
-from semr.deployment.helm import CHART, HelmTarget, release_name
+from semr.deployment.helm import HelmTarget, inference_chart, release_name
 from semr.deployment.ray_serve import RayServeTarget
 from semr.deployment.ray_service import KubernetesApi, RayServiceApplications
 from semr.deployment.target import DeploymentError
@@ -61,7 +61,7 @@ def test_deploying_is_an_upgrade_that_waits_and_takes_itself_back(helm: FakeHelm
     version, upgrade = helm.calls
     assert version.startswith("version")
     words = upgrade.split()
-    assert words[:3] == ["upgrade", "inference-mnist", str(CHART)]
+    assert words[:3] == ["upgrade", "inference-mnist", str(inference_chart())]
     for word in (
         "--install", "--reset-then-reuse-values", "--wait", "--timeout=90s", "--history-max=10", "--rollback-on-failure",
         "--server-side=true", "--force-conflicts",

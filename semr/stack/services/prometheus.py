@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import httpx
 import yaml
 
-import semr
 from semr.monitoring.time_compression import compress
+from semr.package_data import package_data
 from semr.stack.context import StackContext, find_program
 from semr.stack.errors import ProgramMissingError
 from semr.stack.ports import LOOPBACK, PortRequest
@@ -30,11 +30,6 @@ _RAY_KEPT = "|".join(
         "ray_tasks",
         "ray_actors",
     )
-)
-# In a checkout they are the chart's own files; a wheel carries a copy.
-_PACKAGE = Path(semr.__file__).parent
-_RULES = next(
-    folder for folder in (_PACKAGE.parent / "helm_charts" / "SEMR" / "rules", _PACKAGE / "rules") if folder.is_dir()
 )
 
 
@@ -203,7 +198,7 @@ class PrometheusService(Service):
         """The chart's rules, as they are or with their durations divided."""
         shutil.rmtree(self._rules_folder, ignore_errors=True)
         self._rules_folder.mkdir()
-        for file in sorted(_RULES.glob("*.yaml")):
+        for file in sorted(package_data("rules", "helm_charts/SEMR/rules").glob("*.yaml")):
             text = file.read_text(encoding="utf-8")
             compressed = text if self._compression == 1.0 else compress(text, self._compression)
             (self._rules_folder / file.name).write_text(compressed, encoding="utf-8")
