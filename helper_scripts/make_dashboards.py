@@ -72,7 +72,12 @@ class Dashboard:
             "stacking": {"mode": "normal" if stacked else "none"},
         }
         panel["options"] = {
-            "legend": {"displayMode": "table", "placement": "bottom", "showLegend": True, "calcs": ["lastNotNull", "max"]},
+            "legend": {
+                "displayMode": "table",
+                "placement": "bottom",
+                "showLegend": True,
+                "calcs": ["lastNotNull", "max"],
+            },
             "tooltip": {"mode": "multi", "sort": "desc"},
         }
 
@@ -202,6 +207,8 @@ def annotation(name: str, query: str, title: str, text: str, colour: str) -> dic
     }
 
 
+# A graph of what has not happened yet says so, and has no line without a name once it has.
+_OR_NOTHING = " or on () vector(0)"
 # What a board says of the version in service, and of no earlier one.
 _SERVED = " and on (model, version) semr:model_served"
 _UP = ((None, "red"), (1, "green"))
@@ -313,8 +320,19 @@ def ray() -> Dashboard:
     board.stat("Running tasks", "Tasks that run now.", {"tasks": 'sum(ray_tasks{State="RUNNING"}) or vector(0)'})
     board.stat("Living actors", "Actors that are alive.", {"actors": 'sum(ray_actors{State=~"ALIVE.*"}) or vector(0)'})
     board.row("Work")
-    board.graph("Tasks", "Tasks by state.", {"{{State}}": "sum by (State) (ray_tasks)"}, stacked=True)
-    board.graph("Actors", "Actors by state.", {"{{State}}": "sum by (State) (ray_actors)"}, stacked=True)
+    # Ray counts those that have ended for ever, and they would hide the others.
+    board.graph(
+        "Tasks",
+        "Tasks that have not ended, by state.",
+        {"{{State}}": 'sum by (State) (ray_tasks{State!~"FINISHED|FAILED"})'},
+        stacked=True,
+    )
+    board.graph(
+        "Actors",
+        "Actors that have not ended, by state.",
+        {"{{State}}": 'sum by (State) (ray_actors{State!="DEAD"})'},
+        stacked=True,
+    )
     board.graph(
         "Memory by component",
         "Resident memory of Ray's own processes and of workers.",
@@ -531,14 +549,14 @@ def evolution() -> Dashboard:
         "Rows recorded",
         "For the next training, a second.",
         {
-            "{{model}} {{kind}}": f"sum by (model, kind) (rate(semr_recorder_rows_total{mine}[$__rate_interval])) or vector(0)"
+            "{{model}} {{kind}}": f"sum by (model, kind) (rate(semr_recorder_rows_total{mine}[$__rate_interval])){_OR_NOTHING}"
         },
     )
     board.row("Retrainings")
     board.graph(
         "Verdicts",
         "Ended launches by outcome: succeeded is promoted, refused is the gate's no, rolled back did worse live.",
-        {"{{model}} {{state}}": f"sum by (model, state) (semr_evolution_launches_total{mine}) or vector(0)"},
+        {"{{model}} {{state}}": f"sum by (model, state) (semr_evolution_launches_total{mine}){_OR_NOTHING}"},
     )
     board.graph(
         "Launches under way",
@@ -551,7 +569,7 @@ def evolution() -> Dashboard:
         "Alerts received, by result.",
         {
             "{{alert}} {{result}}": "sum by (alert, result) "
-            f"(increase(semr_evolution_alerts_total{mine}[$__rate_interval])) or vector(0)"
+            f"(increase(semr_evolution_alerts_total{mine}[$__rate_interval])){_OR_NOTHING}"
         },
     )
     return board

@@ -31,7 +31,18 @@ from semr.settings import Settings
 _SERVICE = "Flyte"
 # Name that flytekit gives to the only output of a workflow.
 _OUTPUT = "o0"
+# Before the error itself, in what flytekit makes of an exception.
+_MESSAGE = "\nMessage:\n"
 _CALL_TIMEOUT = timedelta(seconds=30)
+
+
+def sentence_of(message: str) -> str:
+    """What a person wants of the error of an execution.
+
+    Flyte passes on what flytekit writes in a task: `Trace:`, the stack trace, `Message:`, and the error itself.
+    """
+    _, _, own = message.rpartition(_MESSAGE)
+    return " ".join((own or message).split())
 
 
 class FlyteLauncher:
@@ -63,7 +74,7 @@ class FlyteLauncher:
                 return Progress(Sight.RUNNING)
             if not execution.is_successful:
                 phase = WorkflowExecutionPhase.enum_to_string(execution.closure.phase)
-                reason = execution.error.message if execution.error else "no reason given"
+                reason = sentence_of(execution.error.message) if execution.error else "no reason given"
                 return Progress(Sight.ENDED, failed(f"The Flyte execution {launch.id} is {phase}: {reason}"))
             value: object = execution.outputs.get(_OUTPUT, str) if execution.outputs else None
         try:

@@ -225,7 +225,7 @@ def trained(site: Site, registered: str) -> str:
 
 
 def test_seven_tasks_make_a_champion(site: Site, trained: str) -> None:
-    champion = Registry(site.settings).by_alias(MODEL, CHAMPION)
+    champion = Registry(site.settings).find(MODEL, CHAMPION)
     assert champion is not None, site.what_happened()
     assert len(site.kubelet.ran) == 7 and {each.code for each in site.kubelet.ran.values()} == {0}
     assert re.search(r"http://\S+/console/projects/flytesnacks", trained), trained
@@ -241,7 +241,9 @@ def test_pods_of_tasks_are_made_from_the_template(site: Site, trained: str) -> N
         assert spec["serviceAccountName"] == f"{RELEASE}-tasks"
         (container,) = spec["containers"]
         assert container["image"] == IMAGE and container["envFrom"] == wanted["spec"]["containers"][0]["envFrom"]
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        # Flyte puts what it has from its configuration behind what it has from the template.
+        assert set(container["securityContext"]["capabilities"]["drop"]) == {"ALL"}
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
         assert container["resources"]["requests"] == {"cpu": "500m", "memory": "1Gi"}
 
 
@@ -289,7 +291,11 @@ def test_a_retraining_that_fails_says_why(site: Site, registered: str, trained: 
     launcher.start(launch)
     progress = ended(launcher, launch, site)
     assert progress.outcome is not None and progress.outcome.state is State.FAILED
-    assert launch.id in progress.outcome.reason and "1,000,000" in progress.outcome.reason, progress.outcome.reason
+    said = progress.outcome.reason
+    assert re.fullmatch(
+        rf"The Flyte execution {launch.id} is FAILED: JobFailedError: job \S+ failed: Only \d+ labelled pictures .*",
+        said,
+    ), said
 
 
 def test_a_launch_can_be_ended(site: Site, registered: str, trained: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from semr.errors import DependencyUnavailableError, InvalidInputError
 from semr.evolution.conductor import Conductor
-from semr.evolution.flyte_launcher import FlyteLauncher
+from semr.evolution.flyte_launcher import FlyteLauncher, sentence_of
 from semr.evolution.launch import Launch, State, Trigger, parse_outcome
 from semr.evolution.launcher import LaunchError, LocalLauncher, Progress, Sight
 from semr.evolution.launches import Ledger
@@ -281,3 +281,14 @@ def test_a_policy_without_a_plan_for_flyte_is_named(ledger: Ledger) -> None:
     launch = ledger.create("a", "retrain", Trigger("human", "test", 0.0), plan={"local": {}}, inputs={})
     with pytest.raises(InvalidInputError, match=r"no Flyte plan for this model: add launch\.flyte"):
         FlyteLauncher(Settings(flyte_endpoint="127.0.0.1:1")).start(launch)
+
+
+def test_of_a_stack_trace_a_person_is_told_the_error() -> None:
+    """As Flyte 1.16 passes it on; seen in tests/cluster/test_flyte_backend.py."""
+    message = (
+        "[1/1] currentAttempt done. Last Error: USER::\nTrace:\n\n    Traceback (most recent call last):\n      File ...\n"
+        "    semr.jobs.JobFailedError: job recent-1 failed\n\nMessage:\n\n    JobFailedError: job recent-1 failed: Only 0\n"
+        "    labelled pictures."
+    )
+    assert sentence_of(message) == "JobFailedError: job recent-1 failed: Only 0 labelled pictures."
+    assert sentence_of("Pod was evicted:\n out of memory") == "Pod was evicted: out of memory"
