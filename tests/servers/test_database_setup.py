@@ -66,3 +66,11 @@ def test_rows_survive_kill_9(plane: DataPlane) -> None:
     plane.serve("StatefulSet/semr-postgresql")
     assert ask(plane, "mlflow", "mlflow", "SELECT x FROM survivor") == "1"
     ask(plane, "mlflow", "mlflow", "DROP TABLE survivor")
+
+
+def test_helm_test_signs_in_as_each_user(plane: DataPlane) -> None:
+    pod = plane.pod("Pod/semr-test-postgresql")
+    said = plane.node.start(pod).wait()
+    assert "mlflow" in said and "flyte" in said
+    with pytest.raises(PodError, match="password authentication failed"):
+        plane.node.start(pod, environment={"FLYTE_PASSWORD": "guessed"}).wait()
