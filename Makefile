@@ -17,6 +17,8 @@ CLUSTER_BUILD_SECONDS ?= 2400
 
 # Those that need no stack of their own mostly wait, and do so at the same time.
 TESTS_AT_ONCE  := tests/unit tests/charts
+# Stacks that tests/embedded has at once; each takes up to 5 GB of memory.
+STACKS_AT_ONCE ?= 2
 
 # A folder of wheels that pip is told about is offered to uv too (pip separates several by spaces, uv by commas).
 empty :=
@@ -57,7 +59,7 @@ test: $(TORCH_STAMP)  ## unit tests, and tests on real servers (TESTS=tests/unit
 ifeq ($(strip $(TESTS)),)
 	@status=0; set -x; \
 	$(PYTHON) -m pytest -n 3 --dist loadfile $(PYTEST_ARGS) $(TESTS_AT_ONCE) || status=$$?; \
-	$(PYTHON) -m pytest $(PYTEST_ARGS) tests/embedded || status=$$?; \
+	$(PYTHON) -m pytest -n $(STACKS_AT_ONCE) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) tests/embedded || status=$$?; \
 	exit $$status
 else
 	$(PYTHON) -m pytest $(PYTEST_ARGS) $(TESTS)

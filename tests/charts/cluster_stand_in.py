@@ -18,14 +18,14 @@ _KINDS = {
     "apps/v1": ("Deployment", "StatefulSet"),
     "batch/v1": ("Job",),
     "policy/v1": ("PodDisruptionBudget",),
-    "rbac.authorization.k8s.io/v1": ("ClusterRole", "Role", "RoleBinding"),
+    "rbac.authorization.k8s.io/v1": ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"),
     "networking.k8s.io/v1": ("Ingress", "NetworkPolicy"),
     "gateway.networking.k8s.io/v1": ("GRPCRoute", "HTTPRoute"),
     "monitoring.coreos.com/v1": ("PodMonitor", "PrometheusRule", "ServiceMonitor"),
     "monitoring.coreos.com/v1alpha1": ("AlertmanagerConfig",),
     "ray.io/v1": ("RayCluster", "RayService"),
 }
-_CLUSTER_WIDE = ("ClusterRole",)
+_CLUSTER_WIDE = ("ClusterRole", "ClusterRoleBinding")
 
 
 class StandIn:

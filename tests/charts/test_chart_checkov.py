@@ -29,6 +29,8 @@ MEANT = {
     "CKV_K8S_38": r"Deployment\.ml\.semr-evolution|Job\.ml\.semr-serving-setup-.*",
     # pyflyte unpacks fast-registered code, and a user's task writes where it likes; the value can be set to true.
     "CKV_K8S_22": r"PodTemplate\.ml\.semr-tasks",
+    # Flyte keeps the certificate of its one webhook in its configuration; the role may change that one only.
+    "CKV_K8S_155": r"ClusterRole\.default\.ml-semr-flyte-binary",
     # They end by themselves.
     "CKV_K8S_8": r"Pod\.ml\.semr-test-.*|PodTemplate\.ml\.semr-tasks",
     "CKV_K8S_9": r"Pod\.ml\.semr-test-.*|PodTemplate\.ml\.semr-tasks",

@@ -299,6 +299,42 @@ def test_flyte_runs_tasks_from_our_template(helm: Helm) -> None:
     assert "ray" in plugins["enabled-plugins"] and "container" in plugins["enabled-plugins"]
 
 
+def test_flyte_gives_tasks_what_the_values_say(helm: Helm) -> None:
+    """Else its own defaults, written over those of the template: 200 MB."""
+    resources = flyte_config(helm, None)["task_resources"]
+    assert resources["defaults"] == {"cpu": "250m", "memory": "512Mi"}
+    assert resources["limits"] == {"cpu": "8", "memory": "16Gi", "gpu": "1"}
+
+
+def test_flyte_s_rights_end_at_the_namespace(helm: Helm) -> None:
+    rendered = helm.render("SEMR", None)
+    assert values_given_to(rendered, "flyte-binary")["rbac"]["create"] is False
+    assert flyte_config(helm, None)["propeller"]["limit-namespace"] == "ml"
+    granted = {
+        (resource, verb)
+        for rule in rendered.get("Role", "semr-flyte-binary")["rules"]
+        if "resourceNames" not in rule
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert {("secrets", "create"), ("pods", "create"), ("flyteworkflows", "delete"), ("rayjobs", "create")} <= granted
+    assert not {("secrets", verb) for verb in ("get", "list", "watch", "update")} & granted
+    with_theirs = helm.render("SEMR", None, "flyte-binary.rbac.create=true")
+    assert not [each for each in with_theirs.of("Role", "ClusterRole") if "flyte" in each["metadata"]["name"]]
+
+
+def test_servers_of_the_prometheus_stack_can_be_left_out(helm: Helm) -> None:
+    off = [f"kube-prometheus-stack.{server}.enabled=false" for server in ("prometheus", "alertmanager", "grafana")]
+    pairs = contract(helm, None, *off)
+    assert not {"SEMR_PROMETHEUS_URL", "SEMR_ALERTMANAGER_URL"} & pairs.keys()
+    rendered = helm.render("SEMR", None, *off)
+    tests = {each["metadata"]["name"] for each in own(rendered).of("Pod")}
+    assert tests and not {f"semr-test-{server}" for server in ("prometheus", "alertmanager", "grafana")} & tests
+    assert "semr-grafana-admin" not in {each["metadata"]["name"] for each in rendered.of("Secret")}
+    other = ("kube-prometheus-stack.prometheus.enabled=false", "monitoring.external.prometheusUrl=http://p:9090")
+    assert contract(helm, None, *other)["SEMR_PROMETHEUS_URL"] == "http://p:9090"
+
+
 def test_uploads_of_pyflyte_go_to_the_open_address(helm: Helm) -> None:
     assert "signedURL" not in flyte_config(helm, None)["storage"]
     config = flyte_config(helm, "values_example")

@@ -199,5 +199,14 @@ def test_flyte_s_files_are_read_before_ours(everything: Rendered) -> None:
     (pod,) = [each for each in everything.pods if each.owner == "Deployment/semr-flyte-binary"]
     (volume,) = [each for each in pod.spec["volumes"] if each["name"] == "config"]
     assert {"configMap": {"name": "semr-flyte-config"}} in volume["projected"]["sources"]
-    rules = everything.get("ClusterRole", "semr-flyte-binary-cluster-role")["rules"]
-    assert any("rayjobs" in rule["resources"] and "create" in rule["verbs"] for rule in rules)
+
+
+def test_flyte_has_our_rights_and_no_others(everything: Rendered) -> None:
+    (pod,) = [each for each in everything.pods if each.owner == "Deployment/semr-flyte-binary"]
+    bound = [
+        (each["kind"], each["roleRef"]["name"])
+        for each in everything.of("RoleBinding", "ClusterRoleBinding")
+        if pod.spec["serviceAccountName"] in [subject["name"] for subject in each["subjects"]]
+    ]
+    assert sorted(bound) == [("ClusterRoleBinding", "ml-semr-flyte-binary"), ("RoleBinding", "semr-flyte-binary")]
+    assert everything.get("ServiceAccount", pod.spec["serviceAccountName"])

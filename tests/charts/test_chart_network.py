@@ -66,7 +66,8 @@ def _selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
         ("alertmanager", "evolution", 8500), ("tasks", "evolution", 8500), ("evolution", "flyte", 8089),
         ("evolution", "prometheus", 9090), ("tasks", "prometheus", 9090),
         ("prometheus", "mlflow", 5000), ("prometheus", "minio", 9000), ("prometheus", "evolution", 8500),
-        ("prometheus", "ray-jobs", 8080), ("prometheus", "ray-serving", 8080),
+        ("prometheus", "ray-jobs", 8080), ("prometheus", "ray-serving", 8080), ("prometheus", "flyte", 10254),
+        ("tasks", "flyte", 8089),
         ("test", "mlflow", 5000), ("test", "evolution", 8500), ("test", "postgresql", 5432), ("test", "ray-jobs", 8265),
         ("test", "ray-serving", 8000), ("test", "flyte", 8088), ("test", "grafana", 3000), ("test", "alertmanager", 9093),
         ("tasks", "tasks", 6379), ("operator", "tasks", 8265),
@@ -86,6 +87,8 @@ def test_open(helm: Helm, source: str, to: str, port: int) -> None:
         ("mlflow", "evolution", 8500), ("minio", "mlflow", 5000), ("postgresql", "minio", 9000),
         ("alertmanager", "mlflow", 5000), ("prometheus", "postgresql", 5432), ("mlflow", "minio", 9001),
         ("evolution", "stranger", 80), ("ray-jobs", "stranger", 443 + 1),
+        ("stranger", "flyte", 8088), ("stranger", "flyte", 8089), ("ray-jobs", "flyte", 8089), ("ray-serving", "flyte", 8089),
+        ("stranger", "tasks", 8265),
     ],
 )  # fmt: skip
 def test_closed(helm: Helm, source: str, to: str, port: int) -> None:
@@ -105,6 +108,37 @@ def test_what_gateway_opens_is_open(helm: Helm) -> None:
         assert reaches(rendered, "stranger", to, port), to
     for to, port in (("ray-serving", 8265), ("evolution", 8500), ("ray-jobs", 6379), ("postgresql", 5432)):
         assert not reaches(rendered, "stranger", to, port), to
+
+
+def test_labels_of_other_namespaces_are_trusted_only_where_something_is_elsewhere(helm: Helm) -> None:
+    """A pod of any namespace may have any label."""
+
+    def anywhere(profile: str | None) -> set[str]:
+        found = set()
+        for policy in helm.render("SEMR", profile).of("NetworkPolicy"):
+            for side, end in (("ingress", "from"), ("egress", "to")):
+                for rule in policy["spec"].get(side) or []:
+                    for peer in rule.get(end) or []:
+                        if "namespaceSelector" in peer and "podSelector" in peer:
+                            found |= set(peer["podSelector"]["matchLabels"].values())
+        return found
+
+    assert anywhere(None) == set()
+    assert anywhere("external-services-values") == {"kuberay-operator", "prometheus", "alertmanager"}
+
+
+def test_what_is_special_about_a_cluster_can_be_said(helm: Helm) -> None:
+    sets = (
+        "networkPolicy.apiServerPorts={7443}",
+        "networkPolicy.dnsPorts={1053}",
+        "networkPolicy.extraEgress[0].ports[0].port=5000",
+    )
+    for name, ports in (("semr-evolution", {7443, 1053, 5000}), ("semr-mlflow", {1053, 5000}), ("semr-minio", set())):
+        policy = helm.render("SEMR", None, *sets).get("NetworkPolicy", name)["spec"]
+        assert ports <= {port["port"] for rule in policy.get("egress", []) for port in rule.get("ports", [])}
+    peers = ("gateway.controllerPeers[0].ipBlock.cidr=10.1.0.0/16",)
+    rules = helm.render("SEMR", "everything-on-values", *peers).get("NetworkPolicy", "semr-mlflow")["spec"]["ingress"]
+    assert [{"ipBlock": {"cidr": "10.1.0.0/16"}}] in [rule["from"] for rule in rules]
 
 
 def test_external_services_can_be_reached(helm: Helm) -> None:

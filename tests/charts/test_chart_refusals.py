@@ -35,7 +35,38 @@ WRONG_VALUES = [
     ("SEMR", None, ["evolution.policy.model.x=1"], "additional properties 'model' not allowed"),
     ("SEMR", None, ["minio.persistence.size=ten"], "does not match pattern"),
     ("SEMR", None, ["flyte-binary.enabled=perhaps"], "got string, want boolean"),
+    ("SEMR", None, ["general.host=http://semr.example.org"], "'/general/host'"),
+    ("SEMR", None, ["contract.datasetsBucket=SEMR_data"], "does not match pattern"),
     # combinations
+    ("SEMR", None, ["postgresql.databases.flyte=mlflow"], 'are both "mlflow", and each is the name of a user too'),
+    ("SEMR", None, ["postgresql.databases.mlflow=postgres"], 'has the name "postgres", which is PostgreSQL\'s own'),
+    ("SEMR", None, ["minio.flyteBucket=semr-datasets"], "each consumer has buckets of its own"),
+    (
+        "SEMR",
+        None,
+        ["general.podLabels.app\\.kubernetes\\.io/part-of=x"],
+        "by which Services, monitors and network policies",
+    ),
+    (
+        "SEMR",
+        None,
+        ["ray.serving.workerGroups.default.minReplicas=0"],
+        "ray.serving.workerGroups.default would never be started",
+    ),
+    (
+        "SEMR",
+        None,
+        ["kube-prometheus-stack.namespaceOverride=monitoring"],
+        "SEMR looks for it in the release's namespace at port 9093: leave them out",
+    ),
+    ("SEMR", None, ["kube-prometheus-stack.prometheus.service.port=80"], "at port 9090: leave them out"),
+    ("SEMR", "everything-on-values", ["general.host=10.0.0.5"], "makes names of it, such as mlflow.10.0.0.5"),
+    (
+        "SEMR",
+        "values_example",
+        ["gateway.endpoints.s3.nodePort=0"],
+        "gateway.endpoints.s3.nodePort is 0, but the server",
+    ),
     ("SEMR", None, ["postgresql.enabled=false"], "set postgresql.enabled=true, or postgresql.external.host"),
     (
         "SEMR",
@@ -149,7 +180,7 @@ WRONG_VALUES = [
         "SEMR",
         None,
         ["monitoring.external.prometheusUrl=http://p"],
-        "set kube-prometheus-stack.enabled=false to use the existing",
+        "or kube-prometheus-stack.prometheus.enabled=false to use the existing server",
     ),
     ("SEMR", None, ["monitoring.enabled=false"], "set monitoring.enabled=true, or kube-prometheus-stack.enabled=false"),
     (

@@ -233,12 +233,18 @@ http://{{ include "semr.serviceHost" (list . (printf "%s-head-svc" (include "sem
 {{- .Values.ray.gcsFaultTolerance.externalRedis | default (printf "%s:6379" (include "semr.serviceHost" (list . (include "semr.redis.fullname" .)))) -}}
 {{- end -}}
 
+{{/* Whether kube-prometheus-stack brings a server: root, `prometheus`, `alertmanager` or `grafana`. Each of them can be switched off. */}}
+{{- define "semr.prometheusStack.has" -}}
+{{- $stack := index (index . 0).Values "kube-prometheus-stack" -}}
+{{- if and $stack.enabled (dig (index . 1) "enabled" true $stack) -}}true{{- end -}}
+{{- end -}}
+
 {{- define "semr.prometheus.url" -}}
-{{- if index .Values "kube-prometheus-stack" "enabled" -}}http://{{ include "semr.serviceHost" (list . (printf "%s-prometheus" (include "semr.prometheusStack.fullname" .))) }}:9090
+{{- if include "semr.prometheusStack.has" (list . "prometheus") -}}http://{{ include "semr.serviceHost" (list . (printf "%s-prometheus" (include "semr.prometheusStack.fullname" .))) }}:9090
 {{- else -}}{{ .Values.monitoring.external.prometheusUrl }}{{- end -}}
 {{- end -}}
 {{- define "semr.alertmanager.url" -}}
-{{- if index .Values "kube-prometheus-stack" "enabled" -}}http://{{ include "semr.serviceHost" (list . (printf "%s-alertmanager" (include "semr.prometheusStack.fullname" .))) }}:9093
+{{- if include "semr.prometheusStack.has" (list . "alertmanager") -}}http://{{ include "semr.serviceHost" (list . (printf "%s-alertmanager" (include "semr.prometheusStack.fullname" .))) }}:9093
 {{- else -}}{{ .Values.monitoring.external.alertmanagerUrl }}{{- end -}}
 {{- end -}}
 
@@ -254,7 +260,7 @@ http://{{ include "semr.serviceHost" (list . (printf "%s-head-svc" (include "sem
 
 {{/* Whether pods that run SEMR's code are installed. */}}
 {{- define "semr.needsContract" -}}
-{{- if or .Values.ray.jobs.enabled .Values.ray.serving.enabled .Values.evolution.enabled (index .Values "flyte-binary" "enabled") -}}true{{- end -}}
+{{- if or .Values.ray.jobs.enabled .Values.ray.serving.enabled .Values.evolution.enabled .Values.flyte.taskPodTemplate.enabled -}}true{{- end -}}
 {{- end -}}
 
 {{/* The contract in a container of SEMR's code. */}}

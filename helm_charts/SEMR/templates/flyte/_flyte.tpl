@@ -43,11 +43,18 @@ storage:
   {{- end }}
 propeller:
   rawoutput-prefix: s3://{{ .Values.minio.flyteBucket }}/data
+  limit-namespace: {{ .Release.Namespace }}
 # All projects and domains in the release's namespace: there are the contract, the PodTemplate and the network policies.
 namespace_mapping:
   template: {{ .Release.Namespace }}
 flyteadmin:
   k8sServiceAccount: {{ include "semr.tasks.fullname" . }}
+{{- /* Flyte writes its own into every task that asks for nothing, over what the PodTemplate has: by default a limit of 200 MB. */}}
+task_resources:
+  defaults:
+    cpu: {{ dig "requests" "cpu" "250m" .Values.flyte.taskPodTemplate.resources | quote }}
+    memory: {{ dig "requests" "memory" "512Mi" .Values.flyte.taskPodTemplate.resources | quote }}
+  limits: {{- toYaml .Values.flyte.taskLimits | nindent 4 }}
 plugins:
   k8s:
     default-pod-template-name: {{ include "semr.tasks.fullname" . }}

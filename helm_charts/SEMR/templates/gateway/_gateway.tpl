@@ -56,7 +56,7 @@ s3:
   targetPort: s3
   pods: {{ include "semr.selectorLabels" (list . "minio") | fromYaml | toJson }}
 {{- end }}
-{{- if and (index .Values "kube-prometheus-stack" "enabled") (ne (dig "grafana" "enabled" true (index .Values "kube-prometheus-stack")) false) }}
+{{- if include "semr.prometheusStack.has" (list . "grafana") }}
 grafana:
   service: {{ include "semr.grafana.fullname" . }}
   port: 80
@@ -70,7 +70,7 @@ mlflow:
   targetPort: http
   pods: {{ include "semr.selectorLabels" (list . "mlflow") | fromYaml | toJson }}
 {{- end }}
-{{- if index .Values "kube-prometheus-stack" "enabled" }}
+{{- if include "semr.prometheusStack.has" (list . "prometheus") }}
 prometheus:
   service: {{ include "semr.prometheusStack.fullname" . }}-prometheus
   port: 9090

@@ -36,6 +36,7 @@ ray-operator tasks 8265,52365
 tasks evolution 8500
 alertmanager evolution 8500
 tasks flyte 8089
+prometheus flyte 10254
 evolution flyte 8089
 evolution prometheus 9090
 tasks prometheus 9090
@@ -58,7 +59,7 @@ test alertmanager 9093
 test grafana 3000
 {{- end -}}
 
-{{/* Labels of the pods of each peer, as YAML. Only for those of "own" a policy is made: the others are other charts' pods. */}}
+{{/* Labels of the pods of each peer, as YAML. A policy is made for those of "own", of which Flyte is one: it asks nobody who he is. */}}
 {{- define "semr.network.peers" -}}
 {{- $release := .Release.Name -}}
 own:
@@ -90,13 +91,13 @@ own:
   {{- if .Values.flyte.taskPodTemplate.enabled }}
   tasks: {app.kubernetes.io/instance: {{ $release }}, app.kubernetes.io/component: tasks}
   {{- end }}
+  {{- if index .Values "flyte-binary" "enabled" }}
+  flyte: {app.kubernetes.io/instance: {{ $release }}, app.kubernetes.io/component: flyte-binary}
+  {{- end }}
   {{- if .Values.tests.enabled }}
   test: {{ include "semr.selectorLabels" (list . "test") | fromYaml | toJson }}
   {{- end }}
 other:
-  {{- if index .Values "flyte-binary" "enabled" }}
-  flyte: {app.kubernetes.io/instance: {{ $release }}, app.kubernetes.io/component: flyte-binary}
-  {{- end }}
   ray-operator: {app.kubernetes.io/component: kuberay-operator}
   inference: {app.kubernetes.io/name: semr-inference}
   prometheus: {app.kubernetes.io/name: prometheus}
