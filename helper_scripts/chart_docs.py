@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Makes values.schema.json and the table of values in README.md of each chart from the comments of its values.yaml.
 
-`# -- text` before a key describes it (further lines go on with `# `). `# @schema {…}` adds to its JSON schema. A key whose
-children are described is a section; every other key is a value, and must be described. `--check` changes nothing and exits
-with 1 when a file is not what it would write.
+`# -- text` before a key describes it (further lines go on with `# `). `# @schema {…}` adds to its JSON schema; `{"ref": …}`
+takes what is defined here or, for `policy`, what the evolution service checks its policy with. A key whose children are
+described is a section; every other key is a value, and must be described. `--check` changes nothing and exits with 1 when a
+file is not what it would write.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from semr.evolution.policy import Policy
 
 CHARTS = Path(__file__).resolve().parents[1] / "helm_charts"
 BEGIN, END = "<!-- values: begin (helper_scripts/chart_docs.py) -->", "<!-- values: end -->"
@@ -177,6 +180,8 @@ def schema_of(entries: list[Entry]) -> dict[str, Any]:
     properties = {entry.path[-1]: _entry_schema(entry) for entry in entries}
     used = json.dumps(properties)
     wanted: dict[str, Any] = {}
+    if "#/definitions/policy" in used:
+        wanted.update(policy_definitions())
     for name in ("workerGroups", "workerGroup", "endpoint", "resources", "probe"):
         if f"#/definitions/{name}" in used + json.dumps(wanted):
             wanted[name] = DEFINITIONS[name]
@@ -187,6 +192,34 @@ def schema_of(entries: list[Entry]) -> dict[str, Any]:
         # Helm hands values under `global` to every chart.
         "properties": {**properties, "global": {"type": "object"}},
         "definitions": wanted,
+    }
+
+
+def policy_definitions() -> dict[str, Any]:
+    """The definition `policy`, and those that it refers to, of what semr/evolution/policy.py accepts."""
+    whole = Policy.model_json_schema(ref_template="#/definitions/{model}")
+    parts = whole.pop("$defs")
+    return {"policy": _without_notes(whole), **{name: _without_notes(part) for name, part in parts.items()}}
+
+
+def _without_notes(schema: Any) -> Any:  # noqa: ANN401 - any JSON
+    """Without titles, defaults and texts, which tell what the reader of Python sees; values.yaml has those of its own."""
+    if isinstance(schema, list):
+        return [_without_notes(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    match schema.get("anyOf"):
+        case [{"type": str(kind), **rest}, {"type": "null"}]:
+            # Helm's message is one line then, not one for each kind.
+            return {**rest, "type": [kind, "null"]}
+    notes = {"title", "default", "description"}
+    # Below "properties", the keys are names of values.
+    return {
+        name: {key: _without_notes(each) for key, each in part.items()}
+        if name == "properties"
+        else _without_notes(part)
+        for name, part in schema.items()
+        if name not in notes
     }
 
 

@@ -12,7 +12,16 @@ from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from semr.errors import InvalidInputError
 
@@ -26,8 +35,12 @@ class PolicyError(InvalidInputError):
     """The policy file cannot be read or does not say what is allowed."""
 
 
+_NOTHING_ELSE = {"additionalProperties": False}
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=False)
+    # The JSON schema, of which the chart's own is made, says too what the validators check.
+    model_config = ConfigDict(frozen=True, strict=False, json_schema_extra=dict(_NOTHING_ELSE))
 
     @model_validator(mode="before")
     @classmethod
@@ -42,6 +55,13 @@ class _Strict(BaseModel):
 def _clock_time(value: object) -> object:
     # YAML 1.1 reads an unquoted 22:00 as a number to the base of 60, which is minutes since midnight.
     return f"{value // 60:02d}:{value % 60:02d}" if isinstance(value, int) and 0 <= value < 24 * 60 else value
+
+
+ClockTime = Annotated[
+    time,
+    BeforeValidator(_clock_time),
+    WithJsonSchema({"type": "string", "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?$"}),
+]
 
 
 class LocalPlan(_Strict):
@@ -76,9 +96,15 @@ class LaunchPlan(_Strict):
             Flyte takes 60.0 for a float, not 60.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={**_NOTHING_ELSE, "anyOf": [{"required": ["local"]}, {"required": ["flyte"]}]}
+    )
+
     local: LocalPlan | None = None
     flyte: FlytePlan | None = None
-    inputs: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    inputs: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, json_schema_extra={"propertyNames": {"not": {"enum": list(OWN_INPUTS)}}}
+    )
 
     @model_validator(mode="after")
     def _check(self) -> LaunchPlan:
@@ -100,8 +126,8 @@ class QuietHours(_Strict):
         days: weekdays on which it starts.
     """
 
-    start: Annotated[time, BeforeValidator(_clock_time)]
-    end: Annotated[time, BeforeValidator(_clock_time)]
+    start: ClockTime
+    end: ClockTime
     timezone: str = "UTC"
     days: tuple[Weekday, ...] = WEEKDAYS
 
@@ -203,7 +229,9 @@ class ModelPolicy(_Strict):
 class Policy(_Strict):
     """The policies of all models, by the name under which they are registered."""
 
-    models: Annotated[dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")], ModelPolicy], Field()]
+    models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")], ModelPolicy] = Field(
+        json_schema_extra={**_NOTHING_ELSE, "minProperties": 1}
+    )
 
     @field_validator("models")
     @classmethod

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+from datetime import time
+from pathlib import Path
 
 import pytest
 import yaml
-from chart_tools import CASES, Helm, Object, dig, own, values_given_to
+from chart_tools import CASES, Helm, Object, dig, own, parse, values_given_to
 
-from semr.evolution.policy import Policy
+from semr.evolution.policy import ModelPolicy, Policy
 from semr.settings import Settings
 from semr.stack.services.prometheus import _RAY_KEPT
 
@@ -174,6 +176,33 @@ def test_the_policy_is_one(helm: Helm) -> None:
     policy = Policy.model_validate(yaml.safe_load(text))
     for model in policy.models.values():
         assert model.launch.flyte is not None and model.launch.local is not None
+
+
+def test_a_policy_may_say_all_that_the_service_knows(helm: Helm, tmp_path: Path) -> None:
+    """The chart's schema is made of the service's, and refuses nothing that the service accepts."""
+    model = {
+        "alerts": ["ModelStale"],
+        "launch": {"flyte": {"launch_plan": "a.b", "version": "v1"}, "inputs": {"epochs": 2, "rate": 0.1, "fast": True}},
+        "cooldown_seconds": 0,
+        "max_launches_per_day": 1,
+        "max_run_seconds": 60,
+        "relaunch_after_seconds": 60,
+        "quiet_hours": [{"start": "22:00", "end": "06:30:30", "timezone": "Europe/Berlin", "days": ["monday"]}],
+        "gate": {
+            "min_gain": -0.5, "allowed_loss_on_old": 0, "confidence": 0.95, "latency_factor": 2, "max_size_mb": 0.5,
+        },
+        "verification": {"seconds": 0.5, "least_requests": 1, "margin": 1},
+        "keep_recordings_days": 0.5,
+        "deployment_target": "helm",
+    }  # fmt: skip
+    assert set(ModelPolicy.model_fields) == set(model)
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump({"evolution": {"policy": {"models": {"other_Model-1": model}}}}))
+    done = helm.template("SEMR", "--values", values)
+    assert done.returncode == 0, done.stderr
+    text = parse(done.stdout).get("ConfigMap", "semr-evolution")["data"]["policy.yaml"]
+    found = Policy.model_validate(yaml.safe_load(text)).models["other_Model-1"]
+    assert found == ModelPolicy.model_validate(model) and found.quiet_hours[0].end == time(6, 30, 30)
 
 
 def test_evolution_is_started_with_arguments_that_it_knows(helm: Helm) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,30 @@ def find_flyte() -> Path:
     if not given or shutil.which(given) is None:
         raise FileNotFoundError(f"no Flyte: {PROGRAM_VARIABLE} does not name the binary of a release")
     return Path(given)
+
+
+def validate(program: Path, configs: Iterable[str], folder: Path) -> str:
+    """What Flyte says of files of configuration, of which it has to know every key.
+
+    Args:
+        program: the binary.
+        configs: what is in the files.
+        folder: for the files.
+
+    Raises:
+        FlyteError: there is something that it does not know.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [str(program), "config", "validate", "--strict"]
+    for number, text in enumerate(configs):
+        file = folder / f"{number:03d}.yaml"
+        file.write_text(text)
+        command += ["--file", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    said = done.stdout + done.stderr
+    if done.returncode != 0:
+        raise FlyteError(said)
+    return said
 
 
 @contextmanager

@@ -24,10 +24,10 @@ from typing import Any
 import boto3
 import pytest
 import yaml
-from chart_tools import ROOT, Helm, copy_with_dependencies
+from chart_tools import CASES, ROOT, Helm, Rendered, copy_with_dependencies
 from cluster_tools import Cluster, existing_kubeconfig
 from data_plane import DataPlane, server_programs
-from flyte_backend import FlyteBackend, find_flyte, running_flyte
+from flyte_backend import FlyteBackend, FlyteError, find_flyte, running_flyte, validate
 from pod_runner import running_node, why_not
 from stack_tools import own_contract, require_programs
 from task_kubelet import TaskKubelet
@@ -46,6 +46,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 RELEASE, MODEL = "semr", "mnist"
 IMAGE = "ghcr.io/semr/semr-flyte-task:0.1.0"
 PLAN = "workflow_examples.mnist.wf_evolution.mnist_retrain"
+
+
+def flyte_configs(rendered: Rendered) -> list[str]:
+    """The files of configuration of Flyte's pod, in the order of their names."""
+    files = {
+        file: text
+        for each in rendered.of("ConfigMap")
+        if each["metadata"]["name"] in (f"{RELEASE}-flyte-binary-config", f"{RELEASE}-flyte-config")
+        for file, text in each["data"].items()
+    }
+    return [files[file] for file in sorted(files)]
 
 
 @dataclass
@@ -98,18 +109,52 @@ def database(
 
 
 @pytest.fixture(scope="module")
-def site(cluster: Cluster, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def program() -> Path:
+    """Flyte's binary."""
+    try:
+        return find_flyte()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def real_charts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our charts, with those of others."""
+    try:
+        return copy_with_dependencies(tmp_path_factory.mktemp("real") / "helm_charts")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def test_flyte_knows_every_setting(program: Path, real_charts: Path, helm: Helm, tmp_path: Path) -> None:
+    with_flyte = set()
+    real = Helm(helm.program, real_charts)
+    for profile in [profile for chart, profile in CASES if chart == "SEMR"]:
+        if configs := flyte_configs(real.render("SEMR", profile)):
+            assert "Validated config file successfully" in validate(program, configs, tmp_path / str(profile)), profile
+            with_flyte.add(profile)
+    assert with_flyte == {None, "everything-on-values", "ha-values", "values_example"}
+    configs = flyte_configs(real.render("SEMR"))
+    wrong = [text.replace("task_resources", "task_resource") for text in configs]
+    assert wrong != configs
+    with pytest.raises(FlyteError, match="task_resource"):
+        validate(program, wrong, tmp_path / "wrong")
+
+
+@pytest.fixture(scope="module")
+def site(
+    program: Path,
+    real_charts: Path,
+    cluster: Cluster,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Site]:
     """SEMR in a namespace that enforces Pod Security, with everything outside but Flyte."""
     if existing_kubeconfig() is not None:
         pytest.skip("tasks are run for the pods of this run's own test bed only")
     require_programs()
-    try:
-        program = find_flyte()
-        charts = copy_with_dependencies(tmp_path_factory.mktemp("real") / "helm_charts")
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
     database: DataPlane = request.getfixturevalue("database")
-    cluster = dataclasses.replace(cluster, helm=Helm(cluster.helm.program, charts))
+    cluster = dataclasses.replace(cluster, helm=Helm(cluster.helm.program, real_charts))
     base = Path(tempfile.mkdtemp(prefix="semr-test-"))
     reused = os.environ.get("SEMR_TEST_STACK")
     folder = Path(reused) if reused else base / ".semr"
@@ -244,7 +289,10 @@ def test_pods_of_tasks_are_made_from_the_template(site: Site, trained: str) -> N
         # Flyte puts what it has from its configuration behind what it has from the template.
         assert set(container["securityContext"]["capabilities"]["drop"]) == {"ALL"}
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
-        assert container["resources"]["requests"] == {"cpu": "500m", "memory": "1Gi"}
+        assert container["resources"] == {
+            "requests": {"cpu": "500m", "memory": "1Gi"},
+            "limits": {"cpu": "500m", "memory": "1Gi"},
+        }
 
 
 def make_launch(version: str | None, **inputs: Any) -> Launch:

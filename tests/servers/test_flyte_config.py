@@ -1,6 +1,7 @@
 """What the chart tells Flyte, read by Flyte's own modules, and its object store as Flyte's client sees it.
 
-Flyte itself cannot be built from modules; of its configuration, the sections of flyteadmin are not read here.
+Flyte itself cannot be built from modules; of its configuration, the sections of flyteadmin are not read here, but where
+there is a binary of Flyte (tests/cluster/test_flyte_backend.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from chart_tools import CASES, Helm, Object, Pod, Rendered, values_given_to
 from data_plane import DataPlane, Start
 from pod_runner import PodError
 
-ADMIN_SECTIONS = {"flyteadmin", "namespace_mapping"}
+ADMIN_SECTIONS = {"flyteadmin", "namespace_mapping", "task_resources"}
 CONFIG = "/etc/flyte/config.d/200-semr.yaml"
 PROFILES = [profile for chart, profile in CASES if chart == "SEMR"]
 
