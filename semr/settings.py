@@ -9,6 +9,7 @@ This is the ground floor: it imports nothing of SEMR but its errors.
 
 from __future__ import annotations
 
+import json
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -68,6 +69,8 @@ class Settings(BaseSettings):
     flyte_project: str = "flytesnacks"
     flyte_domain: str = "development"
     deployment_target: Literal["ray_serve", "helm"] = "ray_serve"
+    # JSON object: values of the chart semr-inference that the target helm gives every model's release.
+    helm_values: str | None = None
 
     @field_validator(*_URL_FIELDS)
     @classmethod
@@ -83,6 +86,18 @@ class Settings(BaseSettings):
     def _check_ray_service(cls, value: str | None) -> str | None:
         if value is not None and len([part for part in value.split("/") if part]) != 2:
             raise ValueError(f"{value!r} is not of the form namespace/name")
+        return value
+
+    @field_validator("helm_values")
+    @classmethod
+    def _check_helm_values(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                content = json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"{value!r} is not JSON: {error}") from error
+            if not isinstance(content, dict):
+                raise ValueError(f"{value!r} is not a JSON object of values")
         return value
 
     @classmethod

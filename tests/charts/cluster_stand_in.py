@@ -16,6 +16,7 @@ from chart_tools import Object
 _KINDS = {
     "v1": ("ConfigMap", "PersistentVolumeClaim", "Pod", "PodTemplate", "Secret", "Service", "ServiceAccount"),
     "apps/v1": ("Deployment", "StatefulSet"),
+    "autoscaling/v2": ("HorizontalPodAutoscaler",),
     "batch/v1": ("Job",),
     "policy/v1": ("PodDisruptionBudget",),
     "rbac.authorization.k8s.io/v1": ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"),

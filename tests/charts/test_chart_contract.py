@@ -29,7 +29,9 @@ def contract(helm: Helm, profile: str | None, *sets: str) -> dict[str, str]:
 
 
 def test_keys_are_those_of_the_settings(helm: Helm) -> None:
-    assert set(contract(helm, None)) == ALL
+    assert set(contract(helm, None, "contract.deploymentTarget=helm")) == ALL
+    # Without releases of semr-inference, nobody asks what their values are.
+    assert ALL - set(contract(helm, None)) == {"SEMR_HELM_VALUES"}
 
 
 def test_secrets_are_in_the_secret(helm: Helm) -> None:
@@ -49,6 +51,34 @@ def test_settings_take_every_value(helm: Helm, profile: str | None, monkeypatch:
         monkeypatch.setenv(name, value)
     settings = Settings(_env_file=None)  # type: ignore[call-arg]
     assert settings.contract() == {**Settings(_env_file=None).contract(), **pairs}  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("profile", SEMR_CASES)
+def test_releases_of_models_know_the_contract(helm: Helm, profile: str | None, tmp_path: Path) -> None:
+    """What the deployment target gives them is accepted by their chart, and is what belongs to this installation."""
+    sets = ("contract.deploymentTarget=helm", "inference.values.resources.limits.memory=5Gi")
+    pairs = contract(helm, profile, *sets)
+    values = tmp_path / "values.yaml"
+    values.write_text(pairs["SEMR_HELM_VALUES"])
+    url = pairs.get("SEMR_MLFLOW_URI", "http://mlflow.elsewhere:5000")
+    own_values = ["--set=model.name=mnist", "--set=model.version=7", f"--set=mlflow.url={url}"]
+    done = helm.template("SEMR_inference", "--values", values, *own_values)
+    assert done.returncode == 0, done.stderr
+    rendered, installed = parse(done.stdout), helm.render("SEMR", profile, *sets)
+    (pod,) = rendered.pods
+    (server,) = pod.spec["containers"]
+    assert server["envFrom"] == [{"configMapRef": {"name": "semr-contract"}}]
+    names = {each["valueFrom"]["secretKeyRef"]["name"] for each in server["env"] if "valueFrom" in each}
+    # An installation without anything of SEMR's own that deploys has no credentials either.
+    tasks = installed.of("PodTemplate")
+    assert (
+        not tasks
+        or {"secretRef": {"name": next(iter(names & {"semr-contract", "semr-credentials"}))}}
+        in (tasks[0]["template"]["spec"]["containers"][0]["envFrom"])
+    )
+    assert server["resources"]["limits"]["memory"] == "5Gi"
+    has_monitors = bool(installed.of("ServiceMonitor"))
+    assert bool(rendered.of("ServiceMonitor")) == has_monitors
 
 
 def test_external_services_are_in_the_contract(helm: Helm) -> None:

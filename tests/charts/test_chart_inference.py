@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from chart_tools import Helm, Object, Rendered, dig
+from chart_tools import Helm, Object, Rendered, dig, parse, values_of
+from cluster_stand_in import StandIn
 
 MINIMAL = "minimal-values"
 
@@ -57,7 +62,7 @@ def test_probes_ask_the_paths_of_the_protocol(helm: Helm) -> None:
 
 @pytest.mark.parametrize(
     ("replicas", "weight", "pods"),
-    [(1, 10, 1), (3, 25, 1), (9, 10, 1), (4, 50, 4), (10, 33, 5), (1, 90, 9), (0, 10, 1)],
+    [(1, 10, 1), (3, 25, 1), (9, 10, 1), (4, 50, 4), (10, 33, 5), (1, 90, 9), (0, 10, 1), (3, 0, 0)],
 )
 def test_canary_s_share_is_made_by_pods(helm: Helm, replicas: int, weight: int, pods: int) -> None:
     rendered = helm.render(
@@ -88,8 +93,84 @@ def test_canary_s_share_is_made_by_the_gateway(helm: Helm) -> None:
 def test_without_a_canary_the_route_has_one_end(helm: Helm) -> None:
     rendered = helm.render("SEMR_inference", "everything-on-values", "canary.enabled=false")
     (rule,) = rendered.get("HTTPRoute", "inference-mnist")["spec"]["rules"]
-    assert rule["backendRefs"] == [{"name": "inference-mnist", "port": 8080}]
-    assert len(rendered.of("Deployment")) == len(rendered.of("Service")) == 1
+    # The Service of the stable track, so that the route need not wait for it when a canary comes.
+    assert rule["backendRefs"] == [{"name": "inference-mnist-stable", "port": 8080}]
+    assert len(rendered.of("Deployment")) == 1 and len(rendered.of("Service")) == 2
+
+
+def test_a_canary_that_does_not_answer_yet_gets_no_requests_of_a_gateway(
+    helm: Helm, cluster: StandIn, tmp_path: Path
+) -> None:
+    """A Gateway sends its share of requests to a Service without pods, too, and fails them."""
+
+    def weights() -> list[int]:
+        arguments = [*cluster.arguments(tmp_path), "--values", values_of("SEMR_inference", "everything-on-values")]
+        done = helm.template("SEMR_inference", *arguments, "--is-upgrade")
+        assert done.returncode == 0, done.stderr
+        (rule,) = parse(done.stdout).get("HTTPRoute", "inference-mnist")["spec"]["rules"]
+        return [each["weight"] for each in rule["backendRefs"]]
+
+    rendered = helm.render("SEMR_inference", "everything-on-values")
+    # Where helm sees no cluster, as GitOps tools render, it is as the values say.
+    assert weights() == [80, 20]
+    cluster.add(rendered.get("Service", "inference-mnist"), "inference-mnist")
+    assert weights() == [100, 0]
+    canary = copy.deepcopy(rendered.get("Deployment", "inference-mnist-canary"))
+    cluster.add(canary, "inference-mnist")
+    assert weights() == [100, 0]
+    cluster.add({**canary, "status": {"readyReplicas": 1}}, "inference-mnist")
+    assert weights() == [80, 20]
+
+
+def test_a_canary_without_weight_gets_nothing(helm: Helm) -> None:
+    rendered = helm.render("SEMR_inference", "everything-on-values", "canary.weight=0")
+    (rule,) = rendered.get("HTTPRoute", "inference-mnist")["spec"]["rules"]
+    assert [each["weight"] for each in rule["backendRefs"]] == [100, 0]
+    rendered = helm.render("SEMR_inference", "canary-replicas-values", "canary.weight=0")
+    assert rendered.get("Deployment", "inference-mnist-canary")["spec"]["replicas"] == 0
+
+
+def test_any_name_that_mlflow_takes_can_be_served(helm: Helm, tmp_path: Path) -> None:
+    name = f"{'long name, ' * 8}größe: *&"
+    values = tmp_path / "values.yaml"
+    values.write_text(json.dumps({"model": {"name": name.replace(":", ""), "version": 1234567}}))
+    done = helm.template("SEMR_inference", "--values", values, "--set=mlflow.url=http://mlflow:5000")
+    assert done.returncode == 0, done.stderr
+    rendered = parse(done.stdout)
+    assert argument(rendered) == f"--model=models:/{name.replace(':', '')}/1234567"
+    for each in rendered.objects:
+        label = each["metadata"]["labels"]["semr.io/model"]
+        assert re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", label), label
+
+
+def test_a_rollout_has_the_time_that_loading_may_take(helm: Helm) -> None:
+    def deadline(*sets: str) -> int:
+        spec = helm.render("SEMR_inference", MINIMAL, *sets).get("Deployment", "inference-mnist")["spec"]
+        return int(spec["progressDeadlineSeconds"])
+
+    assert deadline() == 600
+    assert deadline("startupProbe.failureThreshold=1000") == 3120
+
+
+def test_the_port_of_mlflow_is_open_whatever_it_is(helm: Helm) -> None:
+    def ports(url: str, *sets: str) -> set[int]:
+        rendered = helm.render("SEMR_inference", MINIMAL, f"mlflow.url={url}", *sets)
+        (rule,) = rendered.of("NetworkPolicy")[0]["spec"]["egress"]
+        return {each["port"] for each in rule["ports"]}
+
+    assert ports("http://mlflow.example.org") == {53, 80, 443, 5000, 9000}
+    assert ports("http://mlflow.example.org:8080/path", "networkPolicy.egressPorts={443}") == {53, 443, 8080}
+    assert ports("https://mlflow.example.org", "networkPolicy.egressPorts=null", "networkPolicy.dnsPorts={5353}") == {
+        443, 5353
+    }  # fmt: skip
+
+
+def test_the_server_has_the_credentials_of_the_object_store_alone(helm: Helm) -> None:
+    """Not those of Ray and of the evolution service, which stand in the same Secret."""
+    server = container(helm.render("SEMR_inference", "everything-on-values"))
+    assert not [each for each in server["envFrom"] if "secretRef" in each]
+    keys = {each["valueFrom"]["secretKeyRef"]["key"] for each in server["env"] if "valueFrom" in each}
+    assert keys == {"SEMR_OBJECT_STORE_ACCESS_KEY", "SEMR_OBJECT_STORE_SECRET_KEY", "username", "password"}
 
 
 def test_the_autoscaler_owns_the_number_of_pods(helm: Helm) -> None:

@@ -17,6 +17,7 @@ def labels(component: str) -> dict[str, str]:
         "alertmanager": {"app.kubernetes.io/name": "alertmanager"},
         "operator": {"app.kubernetes.io/component": "kuberay-operator"},
         "grafana": {"app.kubernetes.io/instance": "semr", "app.kubernetes.io/name": "grafana"},
+        "inference": {"app.kubernetes.io/name": "semr-inference", "app.kubernetes.io/instance": "inference-mnist"},
         "stranger": {"app": "stranger"},
     }
     return other.get(component) or {**SEMR, "app.kubernetes.io/component": component}
@@ -71,6 +72,7 @@ def _selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
         ("test", "mlflow", 5000), ("test", "evolution", 8500), ("test", "postgresql", 5432), ("test", "ray-jobs", 8265),
         ("test", "ray-serving", 8000), ("test", "flyte", 8088), ("test", "grafana", 3000), ("test", "alertmanager", 9093),
         ("tasks", "tasks", 6379), ("operator", "tasks", 8265),
+        ("inference", "mlflow", 5000), ("inference", "minio", 9000), ("tasks", "inference", 8080),
     ],
 )  # fmt: skip
 def test_open(helm: Helm, source: str, to: str, port: int) -> None:

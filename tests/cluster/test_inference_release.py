@@ -6,6 +6,7 @@ Pods are those of simulated nodes: a version "comes into service" when kwok says
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +104,33 @@ def test_switching_the_autoscaler_on_keeps_the_pods(cluster: Cluster, inference:
     assert deployment is not None and deployment["spec"]["replicas"] == 3
 
 
+def test_a_canary_has_requests_of_a_gateway_when_it_answers(cluster: Cluster, inference: str) -> None:
+    """The same command twice: the first time there are no pods yet that could answer."""
+    arguments = [
+        *BASE,
+        "--set=model.version=7",
+        "--set=gateway.type=httpRoute,gateway.host=mnist.example.org,gateway.parentRefs[0].name=public",
+    ]
+    cluster.install("SEMR_inference", RELEASE, inference, *arguments, verb="upgrade")
+    cluster.wait_for_ready(inference, RELEASE)
+
+    def upgrade() -> tuple[list[int], str]:
+        done = cluster.helm_run(
+            "upgrade", RELEASE, cluster.helm.charts / "SEMR_inference", namespace=inference,
+            arguments=(*arguments, "--set=canary.enabled=true,canary.version=8,canary.weight=30"),
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        route = cluster.get("httproute", RELEASE, inference)
+        assert route is not None
+        return [each["weight"] for each in route["spec"]["rules"][0]["backendRefs"]], done.stdout
+
+    weights, notes = upgrade()
+    assert weights == [100, 0] and "run the same command again" in notes
+    cluster.wait_for_ready(inference, RELEASE)
+    weights, notes = upgrade()
+    assert weights == [70, 30] and "run the same command again" not in notes
+
+
 @pytest.fixture(scope="module")
 def inference(cluster: Cluster) -> Iterator[str]:
     """A namespace with a release."""
@@ -124,7 +152,11 @@ def target(cluster: Cluster, deployer: tuple[str, str], monkeypatch: pytest.Monk
     """The target as the deploying task has it: the real helm, the ServiceAccount's own rights and nothing else."""
     monkeypatch.setenv("KUBECONFIG", deployer[1])
     monkeypatch.setenv("HOME", str(tmp_path))
-    settings = Settings(mlflow_uri="http://semr-mlflow:5000", _env_file=None)  # type: ignore[call-arg]
+    contract = cluster.get("configmap", "semr-contract", deployer[0])
+    assert contract is not None
+    settings = Settings(
+        mlflow_uri="http://semr-mlflow:5000", helm_values=contract["data"]["SEMR_HELM_VALUES"], _env_file=None
+    )  # type: ignore[call-arg]
     return HelmTarget(settings, namespace=deployer[0], program=cluster.helm.program)
 
 
@@ -139,6 +171,10 @@ def test_the_target_helm_deploys_with_the_tasks_own_rights_on_simulated_nodes(
     url = target.deploy(_ref(7), replicas=2, timeout_seconds=90)
     assert url == f"http://{RELEASE}.{target.namespace}.svc:8080"
     assert target.current("mnist") == "7" and _served(cluster, target.namespace) == "models:/mnist/7"
+    deployment = cluster.get("deployment", RELEASE, target.namespace)
+    assert deployment is not None
+    (server,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert server["envFrom"] == [{"configMapRef": {"name": "semr-contract"}}], "it records nothing to learn from"
     target.deploy(_ref(8), timeout_seconds=90)
     assert target.current("mnist") == "8" and _served(cluster, target.namespace) == "models:/mnist/8"
     target.roll_back("mnist", timeout_seconds=90)
@@ -178,6 +214,41 @@ def test_the_target_helm_takes_over_what_helm_3_made(cluster: Cluster, target: H
     assert _served(cluster, target.namespace) == "models:/mnist/7"
 
 
+def test_the_target_helm_takes_over_what_served_an_alias(cluster: Cluster, target: HelmTarget) -> None:
+    target.remove("mnist")
+    alias = ("--set=model.alias=champion", "--set=model.follow=true", "--set=canary.enabled=true,canary.version=8")
+    cluster.install("SEMR_inference", RELEASE, target.namespace, *BASE, *alias)
+    target.deploy(_ref(8), timeout_seconds=90)
+    assert _served(cluster, target.namespace) == "models:/mnist/8"
+    assert cluster.get("deployment", f"{RELEASE}-canary", target.namespace) is None, "the canary is what all serve now"
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["install", "upgrade"])
+def test_a_helm_that_is_killed_does_not_lock_the_release_for_good(
+    cluster: Cluster, target: HelmTarget, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    """As when the pod of the deploying task goes while helm waits for pods."""
+    _needs_simulation(cluster)
+    target.remove("mnist")
+    if not first:
+        target.deploy(_ref(7), timeout_seconds=90)
+    command = [
+        target.program, "upgrade", RELEASE, _broken(cluster), "--install", "--reset-then-reuse-values", *BASE,
+        "--set=model.version=8", "--wait", "--timeout=300s", f"--namespace={target.namespace}",
+    ]  # fmt: skip
+    dying = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    cluster.wait(lambda: _served_or_none(cluster, target.namespace) != "models:/mnist/8")
+    dying.kill()
+    dying.wait()
+    with monkeypatch.context() as patch, pytest.raises(DeploymentError, match="in progress"):
+        # Helm itself does not take the lock away, ever.
+        patch.setattr(HelmTarget, "_settled", lambda *_: None)
+        target.deploy(_ref(9), timeout_seconds=90)
+    monkeypatch.setattr(HelmTarget, "_longest", lambda *_: 20.0)
+    target.deploy(_ref(9), timeout_seconds=90)
+    assert target.current("mnist") == "9" and _served(cluster, target.namespace) == "models:/mnist/9"
+
+
 def test_the_target_helm_removes(cluster: Cluster, target: HelmTarget) -> None:
     target.deploy(_ref(7), timeout_seconds=90)
     target.remove("mnist")
@@ -207,7 +278,14 @@ def _needs_simulation(cluster: Cluster) -> None:
 
 def _served(cluster: Cluster, namespace: str) -> str:
     """The model URI in the pods' command line."""
+    found = _served_or_none(cluster, namespace)
+    assert found is not None
+    return found
+
+
+def _served_or_none(cluster: Cluster, namespace: str) -> str | None:
     deployment = cluster.get("deployment", RELEASE, namespace)
-    assert deployment is not None
+    if deployment is None:
+        return None
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     return str(next(each for each in container["args"] if each.startswith("--model="))).removeprefix("--model=")

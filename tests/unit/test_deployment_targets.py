@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import stat
 import threading
+import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,21 +32,37 @@ def ref(version: str = "8", name: str = "mnist") -> ModelVersionRef:
     return ModelVersionRef(name=name, version=version, run_id="r", uri=f"models:/{name}/{version}", metrics={})
 
 
+NOT_FOUND = 'echo "Error: release: not found" >&2; exit 1'
+
+
+def status(state: str, changed: float | None = None, values: dict[str, Any] | None = None) -> str:
+    """What `helm status` prints of a release, with Go's nine digits after the point."""
+    moment = datetime.fromtimestamp(time.time() if changed is None else changed, timezone.utc)
+    info = {"status": state, "last_deployed": moment.strftime("%Y-%m-%dT%H:%M:%S.123456789Z")}
+    return f"echo '{json.dumps({'info': info, 'config': values or {}})}'"
+
+
 class FakeHelm:
-    """A helm that writes down what it is asked and answers as told."""
+    """A helm that writes down what it is asked and answers as told, by default of a release that is deployed."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "calls"
+        self.given = folder / "given"
         self.program = folder / "helm"
-        self.answer("echo v4.1.4")
+        self.bodies = {"version": "echo v4.1.4", "status": status("deployed"), "upgrade": f"cat >{self.given}"}
+        self.answer()
 
-    def answer(self, body: str) -> None:
-        self.program.write_text(f'#!/bin/bash\nprintf "%s\\n" "$*" >>{self.log}\n{body}\n')
+    def answer(self, **bodies: str) -> None:
+        """Shell code for subcommands, over what they answer else."""
+        self.bodies |= bodies
+        cases = "\n".join(f"{name})\n{body}\n;;" for name, body in self.bodies.items())
+        self.program.write_text(f'#!/bin/bash\nprintf "%s\n" "$*" >>{self.log}\ncase $1 in\n{cases}\nesac\n')
         self.program.chmod(self.program.stat().st_mode | stat.S_IXUSR)
 
-    @property
-    def calls(self) -> list[str]:
-        return self.log.read_text().splitlines()
+    def calls(self, *names: str) -> list[str]:
+        """Those of the subcommands, all without."""
+        lines = self.log.read_text().splitlines()
+        return [line for line in lines if not names or line.split()[0] in names]
 
 
 @pytest.fixture
@@ -52,14 +70,15 @@ def helm(tmp_path: Path) -> FakeHelm:
     return FakeHelm(tmp_path)
 
 
-def target(helm: FakeHelm) -> HelmTarget:
-    return HelmTarget(SETTINGS, namespace="ml", program=str(helm.program))
+def target(helm: FakeHelm, **settings: str) -> HelmTarget:
+    return HelmTarget(SETTINGS.model_copy(update=settings), namespace="ml", program=str(helm.program))
 
 
-def test_deploying_is_an_upgrade_that_waits_and_takes_itself_back(helm: FakeHelm) -> None:
+@pytest.mark.parametrize("there", [status("deployed"), NOT_FOUND], ids=["there", "first"])
+def test_deploying_is_an_upgrade_that_waits_and_takes_itself_back(helm: FakeHelm, there: str) -> None:
+    helm.answer(status=there)
     assert target(helm).deploy(ref(), replicas=2, timeout_seconds=90) == "http://inference-mnist.ml.svc:8080"
-    version, upgrade = helm.calls
-    assert version.startswith("version")
+    (upgrade,) = helm.calls("upgrade")
     words = upgrade.split()
     assert words[:3] == ["upgrade", "inference-mnist", str(inference_chart())]
     for word in (
@@ -67,30 +86,104 @@ def test_deploying_is_an_upgrade_that_waits_and_takes_itself_back(helm: FakeHelm
         "--server-side=true", "--force-conflicts",
         "--set-string=model.name=mnist", "--set-string=model.version=8", "--set=replicas=2",
         "--set-string=mlflow.url=http://mlflow:5000", "--namespace=ml",
+        # Else a release that served an alias would have both, which the chart refuses.
+        "--set-string=model.alias=", "--set=model.follow=false",
     ):  # fmt: skip
         assert word in words, word
+    assert "canary" not in upgrade and helm.given.read_text() == "{}"
+
+
+def test_every_release_has_the_values_of_the_contract(helm: FakeHelm) -> None:
+    target(helm, helm_values='{"contract": {"configMap": "c"}}').deploy(ref())
+    assert "--values=-" in helm.calls("upgrade")[0]
+    assert helm.given.read_text() == '{"contract": {"configMap": "c"}}'
 
 
 def test_helm_3_says_atomic(helm: FakeHelm) -> None:
-    helm.answer("echo v3.22.0")
+    helm.answer(version="echo v3.22.0")
     target(helm).deploy(ref())
-    assert "--atomic" in helm.calls[1] and "--rollback-on-failure" not in helm.calls[1]
-    assert "--force-conflicts" not in helm.calls[1]
-    assert "replicas" not in helm.calls[1], "without a number the release keeps its own"
+    (upgrade,) = helm.calls("upgrade")
+    assert "--atomic" in upgrade and "--rollback-on-failure" not in upgrade
+    assert "--force-conflicts" not in upgrade
+    assert "replicas" not in upgrade, "without a number the release keeps its own"
 
 
 def test_a_refused_upgrade_is_an_error_with_helm_s_words(helm: FakeHelm) -> None:
-    helm.answer('[[ $1 == version ]] && { echo v4.1.4; exit; }\necho "Error: context deadline exceeded" >&2\nexit 1')
+    helm.answer(upgrade='echo "Error: context deadline exceeded" >&2\nexit 1')
     with pytest.raises(DeploymentError, match=r"models:/mnist/8 is not served.*context deadline exceeded"):
         target(helm).deploy(ref())
 
 
+@pytest.mark.parametrize(("version", "ended"), [("8", True), ("7", False)])
+def test_a_canary_that_is_promoted_is_a_canary_no_more(helm: FakeHelm, version: str, ended: bool) -> None:
+    helm.answer(status=status("deployed", values={"canary": {"enabled": True, "version": int(version)}}))
+    target(helm).deploy(ref())
+    assert ("--set=canary.enabled=false" in helm.calls("upgrade")[0]) is ended
+
+
+LONG_AGO = 1_700_000_000.0
+
+
+def test_another_helm_at_work_is_waited_for(helm: FakeHelm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semr.deployment.helm._POLL_SECONDS", 0.01)
+    seen = tmp_path / "seen"
+    busy, free = status("pending-upgrade"), status("deployed")
+    helm.answer(status=f"echo >>{seen}; if (( $(wc -l <{seen}) < 3 )); then {busy}; else {free}; fi")
+    target(helm).deploy(ref())
+    assert len(helm.calls("status")) == 3 and helm.calls("upgrade") and not helm.calls("rollback", "uninstall")
+
+
+@pytest.mark.parametrize(
+    ("state", "history", "repair"),
+    [
+        ("pending-upgrade", ["superseded", "deployed", "pending-upgrade"], "rollback inference-mnist 2"),
+        ("pending-rollback", ["superseded", "deployed", "failed", "pending-rollback"], "rollback inference-mnist 2"),
+        ("pending-install", ["pending-install"], "uninstall inference-mnist"),
+        ("uninstalling", ["superseded", "uninstalling"], "uninstall inference-mnist"),
+    ],
+)
+def test_the_lock_of_a_helm_that_was_killed_is_taken_away(
+    helm: FakeHelm, state: str, history: list[str], repair: str
+) -> None:
+    revisions = [{"revision": number, "status": each} for number, each in enumerate(history, 1)]
+    helm.answer(status=status(state, LONG_AGO), history=f"echo '{json.dumps(revisions)}'")
+    target(helm).deploy(ref())
+    changes = helm.calls("rollback", "uninstall", "upgrade")
+    assert changes[0].startswith(repair) and changes[1].startswith("upgrade") and len(changes) == 2
+
+
+def test_a_lock_that_cannot_be_taken_away_is_named(helm: FakeHelm) -> None:
+    helm.answer(status=status("pending-upgrade", LONG_AGO), history="echo '[]'", uninstall="echo no rights >&2; exit 1")
+    with pytest.raises(DeploymentError, match=r"left locked by a helm that was killed.*no rights"):
+        target(helm).deploy(ref())
+    assert not helm.calls("upgrade")
+
+
+def test_a_release_that_others_keep_busy_is_left_alone(
+    helm: FakeHelm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look finds another change: that is no dead helm."""
+    monkeypatch.setattr("semr.deployment.helm._POLL_SECONDS", 0.01)
+    monkeypatch.setattr(HelmTarget, "_longest", lambda *_: 0.5)
+    moment = 'date -u +"%Y-%m-%dT%H:%M:%S.%NZ"'
+    helm.answer(status=f"""printf '{{"info": {{"status": "pending-upgrade", "last_deployed": "%s"}}}}' $({moment})""")
+    with pytest.raises(DeploymentError, match="pending-upgrade by another helm, again and again"):
+        target(helm).deploy(ref(), timeout_seconds=1)
+    assert not helm.calls("rollback", "uninstall", "upgrade")
+
+
+def test_a_cluster_that_does_not_answer_is_named(helm: FakeHelm) -> None:
+    helm.answer(status='echo "Error: Kubernetes cluster unreachable" >&2; exit 1')
+    with pytest.raises(DependencyUnavailableError, match="unreachable"):
+        target(helm).deploy(ref())
+
+
 def test_current_version(helm: FakeHelm) -> None:
-    helm.answer("""echo '{"model": {"name": "mnist", "version": 7}}'""")
+    helm.answer(get="""echo '{"model": {"name": "mnist", "version": 7}}'""")
     assert target(helm).current("mnist") == "7"
-    helm.answer('echo "Error: release: not found" >&2; exit 1')
+    helm.answer(get=NOT_FOUND)
     assert target(helm).current("mnist") is None
-    helm.answer('echo "Error: Kubernetes cluster unreachable" >&2; exit 1')
+    helm.answer(get='echo "Error: Kubernetes cluster unreachable" >&2; exit 1')
     with pytest.raises(DependencyUnavailableError, match="unreachable"):
         target(helm).current("mnist")
 
@@ -98,8 +191,8 @@ def test_current_version(helm: FakeHelm) -> None:
 def test_removing_and_rolling_back(helm: FakeHelm) -> None:
     target(helm).remove("mnist")
     target(helm).roll_back("mnist", 60)
-    assert helm.calls[0].startswith("uninstall inference-mnist --ignore-not-found --wait")
-    assert helm.calls[2].startswith(
+    assert helm.calls()[0].startswith("uninstall inference-mnist --ignore-not-found --wait")
+    assert helm.calls()[2].startswith(
         "rollback inference-mnist --wait --timeout=60s --server-side=true --force-conflicts"
     )
 

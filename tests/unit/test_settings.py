@@ -33,6 +33,7 @@ COMPLETE = {
     "SEMR_FLYTE_PROJECT": "semr",
     "SEMR_FLYTE_DOMAIN": "production",
     "SEMR_DEPLOYMENT_TARGET": "helm",
+    "SEMR_HELM_VALUES": '{"contract": {"configMap": "semr-contract"}}',
 }
 
 
@@ -137,6 +138,11 @@ def test_other_wrong_values_name_their_variable(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SEMR_DEPLOYMENT_TARGET", "mainframe")
     with pytest.raises(SettingsError, match=r"^SEMR_DEPLOYMENT_TARGET cannot be used"):
         load_settings()
+    monkeypatch.delenv("SEMR_DEPLOYMENT_TARGET")
+    for wrong, words in (("image: x", "is not JSON"), ("[1]", "is not a JSON object of values")):
+        monkeypatch.setenv("SEMR_HELM_VALUES", wrong)
+        with pytest.raises(SettingsError, match=rf"^SEMR_HELM_VALUES cannot be used: .*{words}"):
+            load_settings()
 
 
 def test_unknown_variables_are_ignored(tmp_path: Path) -> None:

@@ -193,6 +193,11 @@ spec:
 {{- end -}}
 {{- define "semr.postgresql.secret" -}}{{ .Values.postgresql.auth.existingSecret | default (include "semr.postgresql.fullname" .) }}{{- end -}}
 
+{{/* Port of a URL, written or not. */}}
+{{- define "semr.urlPort" -}}
+{{- regexFind ":[0-9]+$" (urlParse .).host | trimPrefix ":" | default (hasPrefix "https://" . | ternary "443" "80") -}}
+{{- end -}}
+
 {{- define "semr.objectStore.endpoint" -}}
 {{- if .Values.minio.enabled -}}http://{{ include "semr.serviceHost" (list . (include "semr.minio.fullname" .)) }}:9000
 {{- else -}}{{ .Values.minio.external.endpoint }}{{- end -}}

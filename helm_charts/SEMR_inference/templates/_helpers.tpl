@@ -12,25 +12,63 @@ app.kubernetes.io/part-of: semr
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-semr.io/model: {{ .Values.model.name | trunc 63 | quote }}
+semr.io/model: {{ include "semr-inference.modelLabel" . }}
 {{- end -}}
+
+{{/* MLflow allows more characters in a name than a label may have. */}}
+{{- define "semr-inference.modelLabel" -}}
+{{- regexReplaceAll "[^A-Za-z0-9_.-]+" .Values.model.name "-" | trunc 63 | trimAll "-_." | quote -}}
+{{- end -}}
+
+{{/* A version, given as text or as the number that YAML makes of it, as text. */}}
+{{- define "semr-inference.version" -}}{{ kindIs "float64" . | ternary (. | int64) . | toString }}{{- end -}}
 
 {{/* URI of a model: name, and a map with version and alias. */}}
 {{- define "semr-inference.modelUri" -}}
 {{- $choice := index . 1 -}}
-{{- if toString $choice.version -}}models:/{{ index . 0 }}/{{ toString $choice.version }}
+{{- if toString $choice.version -}}models:/{{ index . 0 }}/{{ include "semr-inference.version" $choice.version }}
 {{- else -}}models:/{{ index . 0 }}@{{ $choice.alias }}{{- end -}}
 {{- end -}}
 
-{{/* Pods of the canary where its weight is made by their number: at least one. */}}
+{{/* Pods of the canary where its weight is made by their number: at least one, unless it is to have no requests. */}}
 {{- define "semr-inference.canaryReplicas" -}}
 {{- if eq .Values.gateway.type "httpRoute" -}}
 1
+{{- else if eq (.Values.canary.weight | int) 0 -}}
+0
 {{- else -}}
 {{- $pods := .Values.autoscaling.enabled | ternary .Values.autoscaling.minReplicas .Values.replicas | int -}}
 {{- $weight := .Values.canary.weight | int -}}
 {{- max 1 (div (add (mul $pods $weight) (div (sub 100 $weight) 2)) (sub 100 $weight)) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Whether the release is there without a canary that answers. A Gateway would send requests to nobody then, and fail them; a
+Service leaves out by itself who does not answer. */}}
+{{- define "semr-inference.canaryNotReady" -}}
+{{- $name := include "semr-inference.fullname" . -}}
+{{- if and .Release.IsUpgrade (lookup "v1" "Service" .Release.Namespace $name) -}}
+{{- $there := lookup "apps/v1" "Deployment" .Release.Namespace (printf "%s-canary" $name) | default dict -}}
+{{- if lt (dig "status" "readyReplicas" 0 $there | int) 1 -}}true{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Seconds after which a rollout counts as failed: not before the start-up probe gives up. */}}
+{{- define "semr-inference.progressDeadline" -}}
+{{- $probe := .Values.startupProbe -}}
+{{- $start := add ($probe.initialDelaySeconds | default 0 | int) (mul ($probe.periodSeconds | default 10 | int) ($probe.failureThreshold | default 3 | int)) -}}
+{{- max 600 (add $start 120) -}}
+{{- end -}}
+
+{{/* Ports that pods have to reach: those of the values, and MLflow's. */}}
+{{- define "semr-inference.egressPorts" -}}
+{{- $ports := list -}}
+{{- range .Values.networkPolicy.egressPorts }}{{ $ports = append $ports (. | int) }}{{ end -}}
+{{- with .Values.mlflow.url -}}
+{{- $port := regexFind ":[0-9]+$" (urlParse .).host | trimPrefix ":" | default (hasPrefix "https://" . | ternary "443" "80") -}}
+{{- $ports = append $ports ($port | int) -}}
+{{- end -}}
+{{- $ports | uniq | toJson -}}
 {{- end -}}
 
 {{/* A track's Deployment: root, track, model choice, number of pods (empty: the autoscaler's). */}}
@@ -52,6 +90,7 @@ spec:
   {{- end }}
   # What `helm rollback` may need besides Helm's own history.
   revisionHistoryLimit: 5
+  progressDeadlineSeconds: {{ include "semr-inference.progressDeadline" $root }}
   strategy:
     type: RollingUpdate
     # A pod goes only when its successor answers: no request is failed by a new version.
@@ -67,7 +106,7 @@ spec:
         app.kubernetes.io/component: inference
         app.kubernetes.io/part-of: semr
         semr.io/track: {{ $track }}
-        semr.io/model: {{ $values.model.name | trunc 63 | quote }}
+        semr.io/model: {{ include "semr-inference.modelLabel" $root }}
         {{- with $values.podLabels }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -123,22 +162,25 @@ spec:
               drop: [ALL]
           command: [python, -m, semr.inference]
           args:
-            - --model={{ include "semr-inference.modelUri" (list $values.model.name $choice) }}
+            - {{ printf "--model=%s" (include "semr-inference.modelUri" (list $values.model.name $choice)) | quote }}
             - --host=0.0.0.0
             - --port=8080
             {{- if and $values.model.follow (not (toString $choice.version)) }}
             - --follow
             {{- end }}
-          {{- if or $values.contract.configMap $values.contract.secret }}
+          {{- with $values.contract.configMap }}
           envFrom:
-            {{- with $values.contract.configMap }}
             - configMapRef: {name: {{ . }}}
-            {{- end }}
-            {{- with $values.contract.secret }}
-            - secretRef: {name: {{ . }}}
-            {{- end }}
           {{- end }}
           env:
+            {{- with $values.contract.secret }}
+            {{- /* Of the contract's credentials, those that a model server uses. */}}
+            {{- range list "SEMR_OBJECT_STORE_ACCESS_KEY" "SEMR_OBJECT_STORE_SECRET_KEY" }}
+            - name: {{ . }}
+              valueFrom:
+                secretKeyRef: {name: {{ $values.contract.secret }}, key: {{ . }}}
+            {{- end }}
+            {{- end }}
             {{- with $values.mlflow.url }}
             - {name: SEMR_MLFLOW_URI, value: {{ . | quote }}}
             {{- end }}

@@ -6,15 +6,20 @@
   verbs: [get, patch]
 {{- end -}}
 
+{{/* Whether a model is served by releases of the chart semr-inference. */}}
+{{- define "semr.deployer.byHelm" -}}
+{{- $targets := list .Values.contract.deploymentTarget -}}
+{{- range .Values.evolution.policy.models }}{{ $targets = append $targets (.deployment_target | default "") }}{{ end -}}
+{{- if has "helm" $targets -}}true{{- end -}}
+{{- end -}}
+
 {{/* What a deployment step may do, wherever it runs: change the applications of the one RayService, or, with the target helm
 of the contract or of a model's policy, the objects of the chart semr-inference in this namespace. Nothing beyond the namespace. */}}
 {{- define "semr.deployer.rules" -}}
 {{- if .Values.ray.serving.enabled }}
 {{ include "semr.deployer.rayServiceRule" . }}
 {{- end }}
-{{- $targets := list .Values.contract.deploymentTarget }}
-{{- range .Values.evolution.policy.models }}{{ $targets = append $targets (.deployment_target | default "") }}{{ end }}
-{{- if has "helm" $targets }}
+{{- if include "semr.deployer.byHelm" . }}
 # Helm keeps its history in Secrets, whose names nobody knows before.
 - apiGroups: [""]
   resources: [secrets, configmaps, services, serviceaccounts]

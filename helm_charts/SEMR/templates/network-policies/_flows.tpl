@@ -19,6 +19,8 @@ ray-serving mlflow 5000
 evolution mlflow 5000
 tasks mlflow 5000
 inference mlflow 5000
+inference minio 9000
+tasks inference 8080
 ray-jobs ray-jobs *
 ray-serving ray-serving *
 evolution ray-jobs 8265,8000
@@ -120,9 +122,7 @@ other:
 {{- end -}}
 {{- range $urls -}}
 {{- if . -}}
-{{- $parts := regexFind ":[0-9]+$" (urlParse .).host -}}
-{{- $default := hasPrefix "https://" . | ternary 443 80 -}}
-{{- $ports = append $ports (empty $parts | ternary $default ($parts | trimPrefix ":" | int)) -}}
+{{- $ports = append $ports (include "semr.urlPort" . | int) -}}
 {{- end -}}
 {{- end -}}
 {{- $ports | uniq | toJson -}}
