@@ -17,8 +17,10 @@ CLUSTER_BUILD_SECONDS ?= 2400
 
 # Those that need no stack of their own mostly wait, and do so at the same time.
 TESTS_AT_ONCE  := tests/unit tests/charts
-# Stacks that tests/embedded has at once; each takes up to 5 GB of memory.
-STACKS_AT_ONCE ?= 2
+# Stacks that tests/embedded has at once; each takes up to 5 GB of memory. One that is reused is one.
+STACKS_AT_ONCE ?= $(if $(SEMR_TEST_STACK),0,2)
+# Test beds that tests/cluster has at once; on an existing cluster its tests would be in each other's way.
+BEDS_AT_ONCE   ?= $(if $(KUBECONFIG),0,2)
 
 # A folder of wheels that pip is told about is offered to uv too (pip separates several by spaces, uv by commas).
 empty :=
@@ -73,7 +75,7 @@ test-images: $(STAMP)  ## build the images from a local base and run them (root;
 
 test-cluster: $(STAMP)  ## the charts' pods on real servers, and the charts on a Kubernetes API (a test bed, or the cluster of KUBECONFIG)
 	SEMR_TEST_CLUSTER_BUILD_SECONDS=$(CLUSTER_BUILD_SECONDS) \
-	  $(PYTHON) -m pytest -ra $(PYTEST_ARGS) $(if $(TESTS),$(TESTS),tests/servers tests/cluster)
+	  $(PYTHON) -m pytest -ra -n $(BEDS_AT_ONCE) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) $(if $(TESTS),$(TESTS),tests/servers tests/cluster)
 
 lint: $(STAMP)  ## ruff, mypy, shellcheck, hadolint
 	$(VENV)/bin/ruff check .
