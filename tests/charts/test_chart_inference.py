@@ -131,13 +131,13 @@ def test_a_canary_without_weight_gets_nothing(helm: Helm) -> None:
 
 
 def test_any_name_that_mlflow_takes_can_be_served(helm: Helm, tmp_path: Path) -> None:
-    name = f"{'long name, ' * 8}größe: *&"
+    name = f"abc{'long name, ' * 8}größe *&"
     values = tmp_path / "values.yaml"
-    values.write_text(json.dumps({"model": {"name": name.replace(":", ""), "version": 1234567}}))
+    values.write_text(json.dumps({"model": {"name": name, "version": 1234567}}))
     done = helm.template("SEMR_inference", "--values", values, "--set=mlflow.url=http://mlflow:5000")
     assert done.returncode == 0, done.stderr
     rendered = parse(done.stdout)
-    assert argument(rendered) == f"--model=models:/{name.replace(':', '')}/1234567"
+    assert argument(rendered) == f"--model=models:/{name}/1234567"
     for each in rendered.objects:
         label = each["metadata"]["labels"]["semr.io/model"]
         assert re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?", label), label
