@@ -113,19 +113,15 @@ class HelmTarget:
             *self._overriding,
             "--rollback-on-failure" if self._major >= 4 else "--atomic",
         ]
-        done = self._run(arguments, self._longest(timeout_seconds), given=self.settings.helm_values)
+        done = self._run(arguments, self._longest(timeout_seconds), given=self.settings.helm_values or "{}")
         if done.returncode != 0:
             raise DeploymentError(f"{ref.uri} is not served, release {release} is as it was: {_reason(done.stderr)}")
         return self.url(ref.name)
 
     def current(self, model: str) -> str | None:
         """See `DeploymentTarget.current`."""
-        done = self._run(["get", "values", release_name(model), "--all", "--output=json"])
-        if done.returncode != 0:
-            if "not found" in done.stderr:
-                return None
-            raise DependencyUnavailableError("helm", self.namespace or "the current namespace", _reason(done.stderr))
-        version = json.loads(done.stdout).get("model", {}).get("version")
+        values = self._ask("get", "values", release_name(model), "--all") or {}
+        version = values.get("model", {}).get("version")
         return str(version) if version else None
 
     def url(self, model: str) -> str:
@@ -135,9 +131,9 @@ class HelmTarget:
 
     def remove(self, model: str) -> None:
         """See `DeploymentTarget.remove`."""
-        done = self._run(["uninstall", release_name(model), "--ignore-not-found", "--wait"], 300.0)
+        done = self._uninstall(release_name(model))
         if done.returncode != 0:
-            raise DependencyUnavailableError("helm", self.namespace or "the current namespace", _reason(done.stderr))
+            raise self._unavailable(done)
 
     def roll_back(self, model: str, timeout_seconds: float = 180.0) -> None:
         """Serve what the release before the last one served.
@@ -170,7 +166,7 @@ class HelmTarget:
         while found is not None and found.is_busy:
             waited = time.monotonic() - since
             if found == first and max(waited, time.time() - found.changed) > longest:
-                self._unlock(release, timeout_seconds)
+                self._unlock(release)
                 return self._look(release)
             if waited > longest:
                 raise DeploymentError(
@@ -181,29 +177,44 @@ class HelmTarget:
         return found
 
     def _look(self, release: str) -> _Release | None:
-        done = self._run(["status", release, "--output=json"])
-        if done.returncode != 0:
-            if "not found" in done.stderr:
-                return None
-            raise DependencyUnavailableError("helm", self.namespace or "the current namespace", _reason(done.stderr))
-        said = json.loads(done.stdout)
+        said = self._ask("status", release)
+        if said is None:
+            return None
         return _Release(said["info"]["status"], _seconds(said["info"]["last_deployed"]), said.get("config") or {})
 
-    def _unlock(self, release: str, timeout_seconds: float) -> None:
+    def _unlock(self, release: str) -> None:
         """Go back to what was last deployed, or to nothing if nothing ever was."""
-        history = self._run(["history", release, "--output=json"])
-        revisions = json.loads(history.stdout) if history.returncode == 0 else []
+        revisions = self._ask("history", release) or []
         good = [each["revision"] for each in revisions if each["status"] in ("deployed", "superseded")]
         if good and revisions[-1]["status"] != "uninstalling":
             # Without waiting: an upgrade follows, which does.
             done = self._run(["rollback", release, str(max(good)), *self._overriding])
         else:
-            done = self._run(["uninstall", release, "--ignore-not-found", "--wait"], timeout_seconds + _SLACK_SECONDS)
+            done = self._uninstall(release)
         if done.returncode != 0:
             raise DeploymentError(
                 f"Release {release} was left locked by a helm that was killed, and cannot be taken back: "
                 f"{_reason(done.stderr)}"
             )
+
+    def _uninstall(self, release: str) -> subprocess.CompletedProcess[str]:
+        return self._run(["uninstall", release, "--ignore-not-found", "--wait"], 300.0)
+
+    def _ask(self, *arguments: str) -> Any:  # noqa: ANN401 - any JSON
+        """What helm tells about a release, None if there is none.
+
+        Raises:
+            DependencyUnavailableError: it cannot tell.
+        """
+        done = self._run([*arguments, "--output=json"])
+        if done.returncode == 0:
+            return json.loads(done.stdout)
+        if "not found" in done.stderr:
+            return None
+        raise self._unavailable(done)
+
+    def _unavailable(self, done: subprocess.CompletedProcess[str]) -> DependencyUnavailableError:
+        return DependencyUnavailableError("helm", self.namespace or "the current namespace", _reason(done.stderr))
 
     @property
     def _overriding(self) -> list[str]:
@@ -222,18 +233,14 @@ class HelmTarget:
             raise DeploymentError(f"`{self.program} version` does not tell its version: {_reason(done.stderr)}")
         return int(match[1])
 
-    def _run(
-        self, arguments: list[str], timeout: float = 60.0, given: str | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def _run(self, arguments: list[str], timeout: float = 60.0, given: str = "") -> subprocess.CompletedProcess[str]:
         if shutil.which(self.program) is None:
             raise DeploymentError(f"The deployment target helm needs the command {self.program}, which is not on PATH.")
         command = [self.program, *arguments]
         if self.namespace and arguments[0] != "version":
             command.append(f"--namespace={self.namespace}")
         try:
-            return subprocess.run(
-                command, capture_output=True, text=True, timeout=timeout, check=False, input=given or "{}"
-            )
+            return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, input=given)
         except subprocess.TimeoutExpired as error:
             raise DeploymentError(f"helm {arguments[0]} did not end within {timeout:.0f} s.") from error
 

@@ -159,6 +159,16 @@ def test_a_lock_that_cannot_be_taken_away_is_named(helm: FakeHelm) -> None:
     assert not helm.calls("upgrade")
 
 
+def test_what_is_served_stays_when_its_history_cannot_be_read(helm: FakeHelm) -> None:
+    """Not knowing what was deployed is not knowing that nothing was."""
+    helm.answer(
+        status=status("pending-upgrade", LONG_AGO), history='echo "Error: Kubernetes cluster unreachable" >&2; exit 1'
+    )
+    with pytest.raises(DependencyUnavailableError, match="unreachable"):
+        target(helm).deploy(ref())
+    assert not helm.calls("rollback", "uninstall", "upgrade")
+
+
 def test_a_release_that_others_keep_busy_is_left_alone(
     helm: FakeHelm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
