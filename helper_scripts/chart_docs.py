@@ -209,8 +209,8 @@ def _without_notes(schema: Any) -> Any:  # noqa: ANN401 - any JSON
     if not isinstance(schema, dict):
         return schema
     match schema.get("anyOf"):
-        case [{"type": str(kind), **rest}, {"type": "null"}]:
-            # Helm's message is one line then, not one for each kind.
+        # Helm's message is one line then, not one for each kind. (A list of allowed values would have to name null too.)
+        case [{"type": str(kind), **rest}, {"type": "null"}] if "enum" not in rest:
             return {**rest, "type": [kind, "null"]}
     notes = {"title", "default", "description"}
     # Below "properties", the keys are names of values.

@@ -35,12 +35,9 @@ class PolicyError(InvalidInputError):
     """The policy file cannot be read or does not say what is allowed."""
 
 
-_NOTHING_ELSE = {"additionalProperties": False}
-
-
 class _Strict(BaseModel):
-    # The JSON schema, of which the chart's own is made, says too what the validators check.
-    model_config = ConfigDict(frozen=True, strict=False, json_schema_extra=dict(_NOTHING_ELSE))
+    # The JSON schema, of which the chart's own is made, says all that the validators check in words of their own.
+    model_config = ConfigDict(frozen=True, strict=False, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
@@ -96,9 +93,7 @@ class LaunchPlan(_Strict):
             Flyte takes 60.0 for a float, not 60.
     """
 
-    model_config = ConfigDict(
-        json_schema_extra={**_NOTHING_ELSE, "anyOf": [{"required": ["local"]}, {"required": ["flyte"]}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["local"]}, {"required": ["flyte"]}]})
 
     local: LocalPlan | None = None
     flyte: FlytePlan | None = None
@@ -230,7 +225,7 @@ class Policy(_Strict):
     """The policies of all models, by the name under which they are registered."""
 
     models: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,127}$")], ModelPolicy] = Field(
-        json_schema_extra={**_NOTHING_ELSE, "minProperties": 1}
+        json_schema_extra={"additionalProperties": False, "minProperties": 1}
     )
 
     @field_validator("models")

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -103,6 +103,16 @@ class Helm:
             assert done.returncode == 0, done.stderr
             self.cache[key] = parse(done.stdout)
         return self.cache[key]
+
+    def model_release(self, contract: Mapping[str, str], model: str, folder: Path) -> Rendered:
+        """The release of version 1 of a model, as the deployment target makes it with a contract; `folder` for its values."""
+        values = folder / "values.yaml"
+        values.write_text(contract["SEMR_HELM_VALUES"])
+        url = contract.get("SEMR_MLFLOW_URI", "http://mlflow.elsewhere:5000")
+        sets = [f"--set=model.name={model}", "--set=model.version=1", f"--set=mlflow.url={url}"]
+        done = self.template("SEMR_inference", "--values", values, *sets, release=f"inference-{model}")
+        assert done.returncode == 0, done.stderr
+        return parse(done.stdout)
 
     def refusal(self, chart: str, profile: str | None, *sets: str) -> str:
         """What helm says when it refuses the values."""

@@ -58,6 +58,11 @@ def find_flyte() -> Path:
     return Path(given)
 
 
+def config_maps(release: str) -> tuple[str, str]:
+    """Names of the ConfigMaps with Flyte's configuration: of its own chart and of SEMR's."""
+    return f"{release}-flyte-binary-config", f"{release}-flyte-config"
+
+
 def validate(program: Path, configs: Iterable[str], folder: Path) -> str:
     """What Flyte says of files of configuration, of which it has to know every key.
 
@@ -101,7 +106,7 @@ def running_flyte(
     """
     config = folder / "config.d"
     config.mkdir(parents=True)
-    for name in (f"{release}-flyte-binary-config", f"{release}-flyte-config"):
+    for name in config_maps(release):
         found = cluster.get("configmap", name, namespace)
         assert found is not None, name
         for file, text in found["data"].items():

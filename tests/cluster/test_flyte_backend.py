@@ -27,7 +27,7 @@ import yaml
 from chart_tools import CASES, ROOT, Helm, Rendered, copy_with_dependencies
 from cluster_tools import Cluster, existing_kubeconfig
 from data_plane import DataPlane, server_programs
-from flyte_backend import FlyteBackend, FlyteError, find_flyte, running_flyte, validate
+from flyte_backend import FlyteBackend, FlyteError, config_maps, find_flyte, running_flyte, validate
 from pod_runner import running_node, why_not
 from stack_tools import own_contract, require_programs
 from task_kubelet import TaskKubelet
@@ -53,7 +53,7 @@ def flyte_configs(rendered: Rendered) -> list[str]:
     files = {
         file: text
         for each in rendered.of("ConfigMap")
-        if each["metadata"]["name"] in (f"{RELEASE}-flyte-binary-config", f"{RELEASE}-flyte-config")
+        if each["metadata"]["name"] in config_maps(RELEASE)
         for file, text in each["data"].items()
     }
     return [files[file] for file in sorted(files)]

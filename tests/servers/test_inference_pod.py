@@ -15,7 +15,7 @@ import httpx
 import mlflow
 import numpy as np
 import pytest
-from chart_tools import Helm, Rendered, parse
+from chart_tools import Helm, Rendered
 from data_plane import DataPlane, Start, until
 from mlflow.models import infer_signature
 
@@ -54,13 +54,8 @@ def served(helm: Helm, start: Start, tmp_path_factory: pytest.TempPathFactory) -
     """With an MLflow that asks for a password."""
     folder = tmp_path_factory.mktemp("model")
     installed = helm.render("SEMR", None, "contract.deploymentTarget=helm", "mlflow.auth.enabled=true")
-    contract = installed.get("ConfigMap", "semr-contract")["data"]
-    values = folder / "values.yaml"
-    values.write_text(contract["SEMR_HELM_VALUES"])
-    sets = [f"--set=model.name={MODEL}", "--set=model.version=1", f"--set=mlflow.url={contract['SEMR_MLFLOW_URI']}"]
-    done = helm.template("SEMR_inference", "--values", values, *sets, release=f"inference-{MODEL}")
-    assert done.returncode == 0, done.stderr
-    both = Rendered((*installed.objects, *parse(done.stdout).objects))
+    release = helm.model_release(installed.get("ConfigMap", "semr-contract")["data"], MODEL, folder)
+    both = Rendered((*installed.objects, *release.objects))
     with start(both) as plane, pytest.MonkeyPatch.context() as patch:
         plane.set_up()
         plane.serve("Deployment/semr-mlflow")
